@@ -1,0 +1,58 @@
+"""polyclinic bench: figures measured side by side in one run; the last line is the figure as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from polyclinic.simulations.bench.figure import Measured
+
+app = typer.Typer(no_args_is_help=True)
+Json = Annotated[bool, typer.Option("--json", help="Nothing but the figures, a line of JSON each.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Times that each side is measured, in turn.")]
+
+
+@app.command()
+def simulate(sites: int = 8, patients: int = 60, rounds: int = 2, repeats: Repeats = 3, json: Json = False) -> None:
+    """Wall time of a simulation ÷ a bare PyTorch loop doing the same work (goal: at most 1.05)."""
+    from polyclinic.simulations.bench import speed
+
+    _say([speed.against_bare(sites, patients, rounds, repeats)], json)
+
+
+@app.command()
+def workers(sites: int = 50, patients: int = 24, rounds: int = 2, repeats: Repeats = 3, json: Json = False) -> None:
+    """Wall time of two worker processes ÷ one (goal: at most 0.60)."""
+    from polyclinic.simulations.bench import speed
+
+    _say([speed.workers(sites, patients, rounds, repeats)], json)
+
+
+@app.command()
+def startup(sites: int = 8, patients: int = 60, repeats: Repeats = 3, json: Json = False) -> None:
+    """Seconds to the first local step beyond the bare loop's (goal: 1), and of --help (goal: 0.5)."""
+    from polyclinic.simulations.bench import processes
+
+    _say([processes.help_text(repeats), processes.startup(sites, patients, repeats)], json)
+
+
+@app.command()
+def memory(sites: int = 8, patients: int = 60, repeats: Repeats = 3, json: Json = False) -> None:
+    """Peak memory of all processes ÷ the bare loop's, the server's from 10 to 1,000 sites, bytes a round."""
+    from polyclinic.simulations.bench import processes, server
+
+    _say([server.bytes_a_round(sites, patients, 10)], json)
+    _say([server.flat(10, 1000)], json)
+    for workers_ in (2, 1):
+        _say([processes.memory(sites, patients, 2, repeats, workers_)], json)
+
+
+def _say(figures: Iterable[Measured], json: bool) -> None:
+    for figure in figures:
+        if not json:
+            verdict = "reached" if figure.reached else "missed"
+            typer.echo(f"{figure.name}: {figure.value:g} {figure.unit}, goal {figure.goal}: {verdict} {figure.detail}")
+        typer.echo(figure.line())

@@ -1,0 +1,83 @@
+"""The Flower ClientApp: one message in, one reply out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from polyclinic.client.data.dataset import SiteData
+from polyclinic.client.data.manifest import read_manifest, sites
+from polyclinic.client.policy import Policy
+from polyclinic.client.respond import Site, Workbench, respond
+from polyclinic.core import study as studies
+from polyclinic.core.config import parse
+from polyclinic.core.errors import EngineError, PolicyError, PolyclinicError, UpdateError
+from polyclinic.core.messages import Instruction, decode_instruction, encode_reply
+
+REFUSED = 1000
+"""Code of an error reply that is a site's own answer; Flower's codes are below."""
+
+Find = Callable[[Context, Instruction], tuple[Workbench, Site]]
+"""Whose turn it is and with what: a simulation looks into a manifest, a hospital's agent knows."""
+
+
+def serve(message: Message, context: Context, find: Find) -> Message:
+    """The reply to one message; what a site refuses, it refuses in an error reply that says why."""
+    try:
+        instruction = decode_instruction(opened(message))
+        bench, site = find(context, instruction)
+        reply = encode_reply(respond(bench, site, instruction))
+    except PolyclinicError as refusal:
+        return Message(Error(REFUSED, str(refusal)), reply_to=message)
+    record = ArrayRecord({"bytes": Array("uint8", (len(reply),), "polyclinic", reply)})
+    return Message(RecordDict({"message": record}), reply_to=message)
+
+
+def opened(message: Message) -> bytes:
+    """The bytes that a message carries."""
+    record = message.content.get("message")
+    if not isinstance(record, ArrayRecord) or "bytes" not in record:
+        raise UpdateError("this is no message of this protocol version")
+    return record["bytes"].data
+
+
+def by_partition(context: Context, instruction: Instruction) -> tuple[Workbench, Site]:
+    """In a simulation: the site that the node's number means, in the order of names."""
+    told = context.node_config
+    if absent := {"study", "manifest", "partition-id"} - told.keys():
+        raise EngineError("is missing in the node's configuration", where=min(absent))
+    bench = workbench(str(told["study"]), instruction.study)
+    held = cohort(str(told["study"]), instruction.study, str(told["manifest"]), str(told.get("policy", "{}")))
+    return bench, held[int(told["partition-id"])]
+
+
+@lru_cache(maxsize=1)
+def workbench(study_file: str, digest: str) -> Workbench:
+    """The loaded model of the study; one a process."""
+    study = studies.load(study_file)
+    if study.digest != digest:  # before anything is loaded for it
+        raise PolicyError("the instruction is for another study than the one in force at this site")
+    return Workbench(study)
+
+
+@lru_cache(maxsize=1)
+def cohort(study_file: str, digest: str, manifest: str, policy: str) -> tuple[Site, ...]:
+    """All sites of a manifest by name; each decodes its images when first asked, and keeps them."""
+    bench = workbench(study_file, digest)
+    rows = sites(read_manifest(Path(manifest), bench.study.data, bench.task, bench.study.study.seed))
+    rules = parse(Policy, json.loads(policy), "policy")
+    return tuple(Site(name, SiteData(name, group, bench.study.data), rules) for name, group in rows.items())
+
+
+app = ClientApp()
+
+
+@app.train()
+def answer(message: Message, context: Context) -> Message:
+    """Every instruction, the last evaluation's too, comes this way."""
+    return serve(message, context, by_partition)

@@ -1,0 +1,86 @@
+"""The images of one site, decoded once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from polyclinic.client.data.images import Pixels, read_image
+from polyclinic.client.data.manifest import Row
+from polyclinic.core.errors import DataError
+from polyclinic.core.study import SPLITS, Data
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The images of one split, in the order of their names.
+
+    Attributes:
+        pixels: uint8 [N, C, S, S]; C is 1 if all pictures are grey (the model repeats it), else 3.
+        targets: int64 [N], or [N, classes] of 0 and 1 for a multi-label task.
+        patients: whose image each is.
+    """
+
+    pixels: Pixels
+    targets: NDArray[np.int64]
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+
+@dataclass(frozen=True, eq=False)
+class SiteData:
+    """What one site holds. ``rows`` may come in any order and are kept sorted by name.
+
+    Raises:
+        DataError: a row belongs to another site.
+    """
+
+    site: str
+    rows: tuple[Row, ...]
+    data: Data
+    _decoded: dict[str, Images] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row.site != self.site:
+                raise DataError(f"line {row.line} belongs to site '{row.site}'", where=f"site '{self.site}'")
+        object.__setattr__(self, "rows", tuple(sorted(self.rows, key=lambda row: row.name)))
+
+    def images(self, split: str) -> Images:
+        """The images of ``train``, ``val`` or ``test``: decoded on the first call and then kept. May hold none.
+
+        Raises:
+            DataError: there is no such split, or an image cannot be read.
+        """
+        if split not in SPLITS:
+            raise DataError(f"there is no split '{split}'", where=f"site '{self.site}'", remedy="train, val or test")
+        if split not in self._decoded:
+            rows = [row for row in self.rows if row.split == split]
+            targets = np.array([row.target for row in rows], dtype=np.int64)
+            shape = np.shape(self.rows[0].target) if self.rows else ()
+            pixels = _stacked(rows, self.data)
+            self._decoded[split] = Images(pixels, targets.reshape(-1, *shape), tuple(row.patient for row in rows))
+        return self._decoded[split]
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(images, patients) of every split; nothing is decoded."""
+        held = {split: [row.patient for row in self.rows if row.split == split] for split in SPLITS}
+        return {split: (len(patients), len(set(patients))) for split, patients in held.items()}
+
+
+def _stacked(rows: Sequence[Row], data: Data) -> Pixels:
+    """uint8 [N, C, S, S]: one channel until the first picture in colour turns up."""
+    pixels = np.empty((len(rows), 1, data.image_size, data.image_size), dtype=np.uint8)
+    for i, row in enumerate(rows):
+        picture = read_image(row.path, data, channels=None)
+        if len(picture) > pixels.shape[1]:
+            grey = pixels[:i]
+            pixels = np.empty((len(rows), *picture.shape), dtype=np.uint8)
+            pixels[:i] = grey
+        pixels[i] = picture
+    return pixels

@@ -1,0 +1,143 @@
+"""Pictures as the model sees them: PNG, JPEG, TIFF or BMP into a square of 8-bit pixels, through Pillow."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from polyclinic.core.errors import DataError
+from polyclinic.core.study import Data
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+LARGEST = 80_000_000
+"""Pixels of the largest picture that is decoded: below the count at which Pillow suspects a decompression bomb."""
+
+Pixels = NDArray[np.uint8]
+
+
+def read_image(path: Path, data: Data, channels: int | None = 3) -> Pixels:
+    """One picture as uint8 [channels, S, S] with S = ``data.image_size``; see ``decode`` for how it is read.
+
+    Args:
+        channels: 3, grey repeated; 1, colour turned into luma (ITU-R 601); None, 1 for a grey picture and 3 for one in
+            colour. With ``data.colour == "grey"`` it is luma in any case.
+
+    Raises:
+        DataError: the file is missing, damaged, cut short, too large, or holds no picture or several.
+    """
+    read_as = data.model_copy(update={"colour": "grey"}) if channels == 1 else data
+    try:
+        with path.open("rb") as stream:
+            pixels = decode(stream, read_as, str(path))
+    except OSError as failure:
+        raise DataError(f"cannot be read: {failure.strerror}", where=str(path), remedy="check the path") from failure
+    return pixels if channels in (None, len(pixels)) else np.repeat(pixels, 3, axis=0)
+
+
+def decode(stream: BinaryIO, data: Data, where: str) -> Pixels:
+    """The picture in ``stream`` as uint8 [C, S, S]: C is 1 for a grey one or ``data.colour == "grey"``, else 3.
+
+    - The orientation of its EXIF tag is applied; what is transparent becomes black.
+    - Greys deeper than 8 bits, integer or float, are mapped linearly, their 0.5th percentile to 0 and their 99.5th to
+      255 (their range, if these two are equal): the depth that a file claims says nothing of the range it uses.
+      Colours deeper than 8 bits lose their low bits.
+    - ``data.fit``: "pad" keeps all of it on black, centred; "crop" keeps the largest square in its middle; "squash"
+      keeps all but the proportions. Bilinear with antialiasing; what has the right size already stays as it is.
+
+    Raises:
+        DataError: naming ``where`` and the true reason.
+    """
+    # a damaged EXIF block or TIFF tag is no reason to warn: what matters of it, the pixels, is read or refused
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            picture = _eight_bits(_opened(stream, where))
+        except DataError:
+            raise
+        except UnidentifiedImageError as failure:
+            raise _unidentified(stream, where) from failure
+        except Exception as failure:  # decoders raise whatever they like on a damaged file
+            remedy = "export it again, or leave it out"
+            raise DataError(f"is damaged or cut short: {failure}", where=where, remedy=remedy) from failure
+    if data.colour == "grey":
+        picture = picture.convert("L")
+    pixels = np.array(_square(picture, data.image_size, data.fit))
+    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _opened(stream: BinaryIO, where: str) -> Image.Image:
+    """The picture, decoded and upright."""
+    try:
+        image = Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError as failure:
+        raise _too_large(str(failure), where) from failure
+    width, height = image.size
+    if width * height > LARGEST:
+        raise _too_large(f"{width} x {height} pixels", where)
+    # the further pictures of a phone's JPEG (MPO) are previews and depth maps: its first is the photograph
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        remedy = "save the one that is meant as a file of its own"
+        raise DataError(f"holds {frames} pictures", where=where, remedy=remedy)
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The picture in mode L or RGB."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image
+    if image.mode[0] in "IF":
+        return _windowed(image)
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        return Image.alpha_composite(black, seen).convert("L" if image.mode[0] in "1L" else "RGB")
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _windowed(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("some of its values are no numbers")
+    if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF, white is zero: Pillow mends this for 8 bits only
+        values = -values
+    low, high = np.percentile(values, (0.5, 99.5))
+    if low == high:
+        low, high = values.min(), values.max()
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.rint(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8))
+
+
+def _square(image: Image.Image, side: int, fit: str) -> Image.Image:
+    if image.size == (side, side):
+        return image
+    if fit == "crop":
+        edge = min(image.size)
+        left, top = ((length - edge) // 2 for length in image.size)
+        image = image.crop((left, top, left + edge, top + edge))
+    if fit != "pad":
+        return image.resize((side, side), Image.Resampling.BILINEAR)
+    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    canvas = Image.new(image.mode, (side, side))
+    inner = image.resize((width, height), Image.Resampling.BILINEAR)
+    canvas.paste(inner, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def _too_large(size: str, where: str) -> DataError:
+    remedy = f"make it smaller: at most {LARGEST:,} pixels are decoded"
+    return DataError(f"is too large: {size}", where=where, remedy=remedy)
+
+
+def _unidentified(stream: BinaryIO, where: str) -> DataError:
+    stream.seek(0)
+    if not stream.read(1):
+        return DataError("is empty (0 bytes)", where=where, remedy="copy it again")
+    remedy = "export it as PNG; a file with the right name may hold another format, or be damaged at its start"
+    return DataError(f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} picture", where=where, remedy=remedy)

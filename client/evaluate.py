@@ -1,0 +1,50 @@
+"""Predictions turned into mergeable statistics: how good the model is here, and how this site's data are spread."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from polyclinic.client.data.dataset import Images
+from polyclinic.client.fit import autocast, scaled
+from polyclinic.core.statistics import shift
+from polyclinic.core.statistics.monoid import Statistic
+from polyclinic.core.study import Study
+from polyclinic.models.contracts import Task
+
+BATCH = 64
+SHIFT_SEED = 20
+"""Projection and kernel are drawn from one seed everywhere: sites' statistics only merge if they are the same."""
+
+
+def predict(model: nn.Module, images: Images, study: Study, device: torch.device) -> np.ndarray:
+    """What ``model`` gives for every image, float32 [N, …]."""
+    parts: list[Tensor] = []
+    with torch.inference_mode(), autocast(study.training, device):
+        for pixels in torch.from_numpy(images.pixels).split(BATCH):
+            parts.append(model(scaled(pixels, device)).float().cpu())
+    result: np.ndarray = torch.cat(parts).numpy()
+    return result
+
+
+def outcome(model: nn.Module, task: Task, images: Images, study: Study, device: torch.device) -> Statistic:
+    """How the model did on ``images``."""
+    output = predict(model, images, study, device)
+    monitoring = study.monitoring
+    return task.tally(output, images.targets, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
+
+
+def describe(backbone: nn.Module, images: Images, study: Study, device: torch.device) -> dict[str, Statistic]:
+    """How ``images`` are spread: features of the frozen ``backbone`` (one picture a patient), intensities, labels."""
+    first = np.unique(np.asarray(images.patients), return_index=True)[1]
+    one_each = Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))
+    features = shift.standardise(predict(backbone, one_each, study, device).astype(np.float64))
+    monitoring = study.monitoring
+    projected = features @ shift.projection(features.shape[1], monitoring.feature_dims, SHIFT_SEED)
+    return {
+        "features": shift.FeatureMoments.of(projected),
+        "kernel": shift.KernelMeans.of(projected, monitoring.kernel_features, SHIFT_SEED),
+        "intensities": shift.Intensities.of(images.pixels, images.patients),
+        "labels": shift.Labels.of(images.targets, images.patients, study.task.classes),  # type: ignore[attr-defined]
+    }

@@ -1,0 +1,115 @@
+"""Instruction → reply: what a site does in one round. The same function in every engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from polyclinic.client.data.dataset import SiteData
+from polyclinic.client.evaluate import describe, outcome
+from polyclinic.client.fit import fit
+from polyclinic.client.policy import Kind, Policy
+from polyclinic.core.errors import DataError, UpdateError
+from polyclinic.core.messages import Instruction, Reply
+from polyclinic.core.statistics.monoid import Statistic, Withheld
+from polyclinic.core.study import Study
+from polyclinic.core.update import Update, digest
+from polyclinic.models import network
+from polyclinic.models.network import Adapted, build
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site: its name, its images and its rules."""
+
+    name: str
+    data: SiteData
+    policy: Policy
+
+
+class Workbench:
+    """The loaded model of one study, shared by all sites that one process serves, one after another."""
+
+    def __init__(self, study: Study, device: torch.device | None = None) -> None:
+        self.study = study
+        self.task = network.task(study)
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(study.training.threads)
+        self.adapted: Adapted = build(study, self.device)
+        self._frozen: nn.Module | None = None
+
+    def frozen(self) -> nn.Module:
+        """The backbone as it was pretrained, untouched by any adaptation."""
+        if self._frozen is None:
+            self._frozen = network.plain(self.study).backbone.to(self.device)
+        return self._frozen
+
+    def rest(self) -> None:
+        """Lets go of what only describing needs."""
+        self._frozen = None
+
+
+def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
+    """Asks the policy, judges the incoming model, trains, judges again, and tells what may be told.
+
+    Raises:
+        PolicyError: the site's rules forbid it.
+        UpdateError: the global state is not what the instruction says, or does not fit the study.
+        DataError: this site cannot do what is asked with the images it has.
+    """
+    started = time.monotonic()
+    study = bench.study
+    site.policy.demand(instruction, study.digest)
+    if digest(instruction.tensors) != instruction.base:
+        raise UpdateError("the global state is not the one that the instruction names", where=site.name)
+    anchor = bench.adapted.write(instruction.tensors)
+    statistics = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
+    if instruction.describe:
+        images = site.data.images("train")
+        told = describe(bench.frozen(), images, study, bench.device) if len(images.pixels) else {}
+        for kind, statistic in told.items():
+            statistics[f"describe/{kind}"] = release(site, kind, statistic)  # type: ignore[arg-type]
+    update = None
+    if instruction.fit:
+        images = site.data.images("train")
+        if len(images.pixels) == 0:
+            raise DataError("has no training images", where=site.name, remedy="leave it out, or give it some")
+        fit(bench.adapted, bench.task, images, study, site.name, instruction.round, anchor)
+        statistics["fitted/val"] = judge(bench, site, "val")
+        update = Update(site.name, weight(study, site), bench.adapted.read())
+    if not instruction.describe:
+        bench.rest()
+    return Reply(
+        site=site.name,
+        study=study.digest,
+        run=instruction.run,
+        round=instruction.round,
+        nonce=instruction.nonce,
+        base=instruction.base,
+        update=update,
+        statistics={name: statistic for name, statistic in statistics.items() if statistic is not None},
+        sizes=site.data.sizes(),
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def judge(bench: Workbench, site: Site, split: str) -> Statistic | Withheld | None:
+    """How the model now does on a split, as far as the site tells it; None where there are no images."""
+    images = site.data.images(split)
+    if len(images.pixels) == 0:
+        return None
+    return release(site, "outcome", outcome(bench.adapted.network, bench.task, images, bench.study, bench.device))
+
+
+def release(site: Site, kind: Kind, statistic: Statistic) -> Statistic | Withheld | None:
+    """What the site's policy lets out."""
+    return site.policy.release(kind, statistic)
+
+
+def weight(study: Study, site: Site) -> int:
+    """What the site's update counts."""
+    images, patients = site.data.sizes()["train"]
+    return {"images": images, "patients": patients, "equal": 1}[study.rounds.weight]

@@ -1,0 +1,54 @@
+"""Every error that Polyclinic raises: what was wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class PolyclinicError(Exception):
+    """Root of all our errors; subclasses differ by who can mend the matter.
+
+    Args:
+        problem: what was wrong, in one sentence.
+        where: the file, line, key or site at which it was found.
+        remedy: what to do.
+    """
+
+    def __init__(self, problem: str, *, where: str = "", remedy: str = "") -> None:
+        self.problem, self.where, self.remedy = problem, where, remedy
+        super().__init__(problem, where, remedy)
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        advice = f" ({self.remedy})" if self.remedy else ""
+        return f"{place}{self.problem}{advice}"
+
+
+class StudyError(PolyclinicError):
+    """The study file asks for something unknown, malformed or impossible."""
+
+
+class DataError(PolyclinicError):
+    """A manifest or an image cannot be used as it is."""
+
+
+class BackboneError(PolyclinicError):
+    """A backbone is unknown, absent or not the one that was pinned."""
+
+
+class UpdateError(PolyclinicError):
+    """Tensors that arrived do not match what was agreed."""
+
+
+class PolicyError(PolyclinicError):
+    """A site's policy forbids what was asked."""
+
+
+class RunError(PolyclinicError):
+    """A run folder is damaged, belongs to another study, or cannot be written."""
+
+
+class EngineError(PolyclinicError):
+    """The machinery that carries instructions to sites failed."""
+
+
+class PluginError(PolyclinicError):
+    """A plugin is unknown or does not keep its contract."""

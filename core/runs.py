@@ -1,0 +1,68 @@
+"""The run folder: what stands where, and how to read it. See docs/run-folder.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyclinic.core import study as studies
+from polyclinic.core.errors import RunError
+from polyclinic.core.study import Study
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+
+    @property
+    def study(self) -> Study:
+        """The study, every default written out."""
+        return studies.load(self.folder / "study.toml")
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter, in peft's format."""
+        return self.folder / "adapter"
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.folder / "report.html"
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """summary.json."""
+        summary: dict[str, Any] = json.loads(_text(self.folder / "summary.json"))
+        return summary
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """rounds.jsonl, one object a round."""
+        return [json.loads(line) for line in _text(self.folder / "rounds.jsonl").splitlines()]
+
+
+def read(folder: Path | str) -> Run:
+    """A finished run.
+
+    Raises:
+        RunError: the folder holds none, or one that has not finished.
+    """
+    run = Run(Path(folder))
+    if not (run.folder / "study.toml").is_file():
+        raise RunError("holds no run", where=str(folder), remedy="give the folder that 'polyclinic simulate' named")
+    if not (run.folder / "summary.json").is_file():
+        raise RunError("this run has not finished", where=str(folder), remedy="resume it first: simulate … --resume")
+    if run.summary["study_digest"] != run.study.digest:
+        raise RunError("study.toml is not the study that was run", where=str(folder), remedy="put the original back")
+    return run
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise RunError(f"cannot be read: {failure}", where=str(path)) from failure

@@ -1,0 +1,25 @@
+"""Domain shift between one site and the others: what is told of its data, and how to compare it."""
+
+from __future__ import annotations
+
+from polyclinic.core.statistics.contents import Intensities, Labels, label_shift, prevalence, psi
+from polyclinic.core.statistics.features import FeatureMoments, frechet, projection, standardise
+from polyclinic.core.statistics.kernel import KernelMeans, mmd2
+from polyclinic.core.statistics.monoid import rest
+from polyclinic.core.statistics.pairwise import classical_mds
+
+__all__ = [
+    "FeatureMoments",
+    "Intensities",
+    "KernelMeans",
+    "Labels",
+    "classical_mds",
+    "frechet",
+    "label_shift",
+    "mmd2",
+    "prevalence",
+    "projection",
+    "psi",
+    "rest",
+    "standardise",
+]

@@ -1,0 +1,85 @@
+"""Classification of whole images: binary, multi-class or multi-label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.nn import functional as F
+
+from polyclinic.core.config import Method
+from polyclinic.core.statistics.outcome import Outcome, tally
+
+
+class Classification(Method):
+    """One or several classes an image.
+
+    ``classes`` are the values of the label column, in the order of their index; of two in a binary task the second
+    is the positive one. In a multi-label task a label names any number of classes, joined by ``separator``.
+    """
+
+    method: Literal["classification"] = "classification"
+    kind: Literal["binary", "multiclass", "multilabel"] = "binary"
+    classes: tuple[str, ...] = Field(default=("0", "1"), min_length=1)
+    separator: str = Field(default="|", min_length=1, max_length=1)
+
+    @model_validator(mode="after")
+    def _count(self) -> Self:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes must differ")
+        if self.kind == "binary" and len(self.classes) != 2:
+            raise ValueError("a binary task has two classes: the negative first, the positive second")
+        if self.kind == "multiclass" and len(self.classes) < 3:
+            raise ValueError("a multiclass task has three classes or more; with two it is binary")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """One logit for a binary task, else one a class."""
+        return 1 if self.kind == "binary" else len(self.classes)
+
+    def target(self, label: str) -> int | tuple[int, ...]:
+        """Index of the class; for a multi-label task a 0/1 for every class.
+
+        Raises:
+            ValueError: a label that is no class.
+        """
+        named = [part.strip() for part in label.split(self.separator) if part.strip()]
+        chosen = named if self.kind == "multilabel" else [label]
+        for name in chosen:
+            if name not in self.classes:
+                raise ValueError(f"unknown label '{name}'; the study knows {', '.join(self.classes)}")
+        if self.kind == "multilabel":
+            return tuple(int(name in chosen) for name in self.classes)
+        return self.classes.index(label)
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy: over classes, or over each logit by itself for binary and multi-label tasks."""
+        if self.kind == "multiclass":
+            return F.cross_entropy(output, target)
+        return F.binary_cross_entropy_with_logits(output, target.to(output.dtype).view_as(output))
+
+    def tally(
+        self, output: np.ndarray, target: np.ndarray, patients: Sequence[str], *, bins: int, score_bins: int
+    ) -> Outcome:
+        """Mergeable outcome of logits [N, outputs] against targets [N] or [N, classes]."""
+        logits = output.astype(np.float64)
+        if self.kind == "multiclass":
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+            nll = -log_p[np.arange(len(target)), target]
+            probabilities = np.exp(log_p)
+        else:
+            signed = np.where(target.reshape(logits.shape) == 1, logits, -logits)
+            nll = np.logaddexp(0.0, -signed).mean(axis=1)
+            probabilities = np.exp(-np.logaddexp(0.0, -logits))
+            probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
+        return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
+
+    def explain(self) -> str:
+        """What is predicted."""
+        joiner = " or " if self.kind == "binary" else ", "
+        return f"Every image gets a probability for {joiner.join(self.classes)} ({self.kind} classification)."

@@ -1,0 +1,120 @@
+"""What is known, per site and pooled, after every round: how good, how well calibrated, how far from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import Any
+
+from polyclinic.core import seeds
+from polyclinic.core.statistics.figures import figures, reliability
+from polyclinic.core.statistics.monoid import Statistic, Withheld
+from polyclinic.core.study import Study
+from polyclinic.server.receive import Receiver
+
+Json = dict[str, Any]
+
+
+def round_record(study: Study, receiver: Receiver, bytes_down: int, seconds: float) -> Json:
+    """One object of rounds.jsonl: see docs/run-folder.md."""
+    number = receiver.instruction.round
+    incoming = metrics(study, receiver, "incoming/val", number)
+    fitted = metrics(study, receiver, "fitted/val", number)
+    sites = {
+        site: {
+            "incoming": incoming[0].get(site),
+            "fitted": fitted[0].get(site),
+            "weight": reply["weight"],
+            "seconds": reply["seconds"],
+        }
+        for site, reply in sorted(receiver.accepted.items())
+    }
+    return {
+        "round": number,
+        "seconds": round(seconds, 3),
+        "bytes_up": receiver.bytes_up,
+        "bytes_down": bytes_down,
+        "sites": sites,
+        "pooled": {"incoming": incoming[1], "fitted": fitted[1]},
+        "worst_site": worst(incoming[0]),
+        "excluded": dict(sorted(receiver.excluded.items())),
+    }
+
+
+def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
+    """The last evaluation: metrics and reliability bins by site and split, and pooled."""
+    number = receiver.instruction.round
+    sites: dict[str, Json] = {
+        site: {"n": sizes(reply["sizes"]), "metrics": {}, "reliability": {}}
+        for site, reply in sorted(receiver.accepted.items())
+    }
+    pooled: Json = {"metrics": {}, "reliability": {}}
+    for split in receiver.instruction.evaluate:
+        name = f"incoming/{split}"
+        by_site, together = metrics(study, receiver, name, number)
+        for site, found in by_site.items():
+            sites[site]["metrics"][split] = found
+        pooled["metrics"][split] = together
+        for site, statistic in receiver.statistics(name).items():
+            sites[site]["reliability"][split] = bins(statistic)
+        pooled["reliability"][split] = bins(merged(receiver.statistics(name)))
+    return {
+        "sites": sites,
+        "pooled": pooled,
+        "excluded": dict(sorted(receiver.excluded.items())),
+        "bytes_up": receiver.bytes_up,
+        "bytes_down": bytes_down,
+    }
+
+
+def metrics(study: Study, receiver: Receiver, name: str, number: int) -> tuple[dict[str, Json], Json | None]:
+    """(figures by site, figures pooled over the sites that told) of the outcomes told under ``name``."""
+    told = receiver.statistics(name)
+    by_site = {site: judged(study, statistic, name, number, site) for site, statistic in told.items()}
+    together = merged(told)
+    return by_site, None if together is None else judged(study, together, name, number, "*pooled*")
+
+
+def judged(study: Study, statistic: Any, name: str, number: int, site: str) -> Json:
+    """Figures of one outcome as JSON, or why there are none."""
+    if isinstance(statistic, Withheld):
+        why = f"fewer than {statistic.minimum} patients"
+        return {key: {"value": None, "low": None, "high": None, "why": why} for key in METRICS}
+    rng = seeds.generator(study.study.seed, "intervals", name, number, site)
+    return {key: figure.json() for key, figure in figures(statistic, rng).items()}
+
+
+METRICS = ("auroc", "accuracy", "balanced_accuracy", "nll", "brier", "ece", "ece_adaptive")
+
+
+def merged(told: Mapping[str, Statistic | Withheld]) -> Any:
+    """The sum of what was not withheld; None if nothing was told."""
+    open_ones = [statistic for statistic in told.values() if not isinstance(statistic, Withheld)]
+    return reduce(add, open_ones) if open_ones else None
+
+
+def bins(statistic: Any) -> list[Json]:
+    """Reliability bins that hold anything, as JSON."""
+    if statistic is None or isinstance(statistic, Withheld):
+        return []
+    return [
+        {"low": low, "high": high, "count": count, "confidence": confidence, "frequency": frequency}
+        for low, high, count, confidence, frequency in reliability(statistic)
+        if count
+    ]
+
+
+def sizes(counts: Mapping[str, tuple[int, int]]) -> Json:
+    """Images and patients by split, as JSON."""
+    return {split: {"images": images, "patients": patients} for split, (images, patients) in counts.items()}
+
+
+def worst(by_site: Mapping[str, Json | None], metric: str = "auroc") -> Json | None:
+    """The site with the lowest ``metric`` among those that have one."""
+    values = {site: found[metric]["value"] for site, found in by_site.items() if found}
+    known = {site: value for site, value in values.items() if value is not None}
+    if not known:
+        return None
+    site = min(sorted(known), key=known.__getitem__)
+    return {"site": site, "metric": metric, "value": known[site]}

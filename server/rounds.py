@@ -1,0 +1,182 @@
+"""The round loop: the same for sites in this process, over Flower's simulation, and between hospitals."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from polyclinic.core import seeds
+from polyclinic.core.errors import RunError
+from polyclinic.core.messages import Instruction, encode_instruction
+from polyclinic.core.study import Study
+from polyclinic.core.update import Tensors, Update, digest
+from polyclinic.server import monitor
+from polyclinic.server.journal import Journal, State
+from polyclinic.server.receive import Receiver
+from polyclinic.strategies.contract import Step, Strategy
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came back from one site: the bytes of its reply, or why there is none."""
+
+    site: str
+    message: bytes | None = None
+    failure: str = ""
+
+
+class Sites(Protocol):
+    """The one seam between the loop and the world."""
+
+    def names(self) -> Sequence[str]:
+        """Sites that can be asked, sorted."""
+
+    def send(self, message: bytes, to: Sequence[str], deadline: float) -> Iterator[Delivery]:
+        """Sends to each and yields what comes back, in any order; ends at the latest after ``deadline`` seconds."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that an onlooker may want to show: "round", "site" or "done"."""
+
+    kind: str
+    round: int
+    site: str = ""
+    failure: str = ""
+    sites: tuple[str, ...] = ()
+    record: dict[str, Any] | None = None
+
+
+Observer = Callable[[Event], None]
+
+
+def run(study: Study, sites: Sites, initial: Tensors, journal: Journal, observe: Observer) -> State:
+    """Runs what is left of a study to its end and returns its last state; a resumed run gives the same bits.
+
+    Raises:
+        RunError: fewer good replies than the quorum; the run can be resumed.
+    """
+    state = train(study, sites, initial, journal, observe)
+    if journal.result("final") is None:
+        judge(study, sites, state, journal, observe)
+    return state
+
+
+def train(study: Study, sites: Sites, initial: Tensors, journal: Journal, observe: Observer) -> State:
+    """All rounds that are left."""
+    strategy: Strategy[Any] = study.strategy.build()  # type: ignore[attr-defined]
+    step: Step = study.server_step.build()  # type: ignore[attr-defined]
+    state = journal.state() or _begin(study, initial, step, journal)
+    while state.round < study.rounds.count:
+        state = one_round(study, sites, state, strategy, step, journal, observe)
+    return state
+
+
+def one_round(
+    study: Study,
+    sites: Sites,
+    state: State,
+    strategy: Strategy[Any],
+    step: Step,
+    journal: Journal,
+    observe: Observer,
+) -> State:
+    """One round: choose, send, fold each reply as it comes and drop it, finish, commit."""
+    started = time.monotonic()
+    chosen = choose(study, sites.names(), state.round + 1)  # 1 choose sites
+    instruction = instruct(study, journal.meta["run"], state, fit=True)
+    message = encode_instruction(instruction)
+    observe(Event("round", instruction.round, sites=chosen))
+
+    receiver = Receiver(instruction, chosen, strategy.expects(state.tensors))
+    fold = strategy.init(state.tensors)
+    for delivery in sites.send(message, chosen, study.rounds.deadline):  # 2 send, 3 at the site
+        reply = receiver.check(delivery.site, delivery.message, delivery.failure)  # 4 receive: verify, add, drop
+        observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
+        if reply is not None and reply.update is not None:
+            fold = strategy.add(fold, bounded(reply.update, study.rounds.weight_cap))
+    receiver.close()
+    demand_quorum(study, receiver, journal)
+
+    memory, tensors = step.apply(state.memory, state.tensors, strategy.finish(fold))  # 5 finish
+    after = State(instruction.round, tensors, memory)
+    record = monitor.round_record(study, receiver, len(message) * len(chosen), time.monotonic() - started)
+    record |= {"base": instruction.base, "result": digest(tensors)}
+    journal.commit(state=after, record=record, told=receiver.told(), entries=[("round", receiver.entry(record))])  # 6
+    observe(Event("done", instruction.round, record=record))
+    return after
+
+
+def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: Observer) -> dict[str, Any]:
+    """Judges the final state at every site, on validation and test images, and commits what was found."""
+    instruction = instruct(study, journal.meta["run"], state, fit=False)
+    message = encode_instruction(instruction)
+    chosen = tuple(sites.names())
+    observe(Event("round", instruction.round, sites=chosen))
+    receiver = Receiver(instruction, chosen, None)
+    for delivery in sites.send(message, chosen, study.rounds.deadline):
+        receiver.check(delivery.site, delivery.message, delivery.failure)
+        observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
+    receiver.close()
+    demand_quorum(study, receiver, journal)
+    final = monitor.final_record(study, receiver, len(message) * len(chosen))
+    entry = receiver.entry({"round": instruction.round, "base": instruction.base})
+    journal.commit(results={"final": final}, told=receiver.told(), entries=[("evaluation", entry)])
+    return final
+
+
+def _begin(study: Study, initial: Tensors, step: Step, journal: Journal) -> State:
+    state = State(0, initial, step.start(initial))
+    body = {"study": study.digest, "initial": digest(initial), **journal.meta}
+    journal.commit(state=state, entries=[("start", body)])
+    return state
+
+
+def choose(study: Study, names: Sequence[str], round_number: int) -> tuple[str, ...]:
+    """The sites of a round: all, or as many as the study says, drawn from its seed."""
+    if not names:
+        raise RunError("no site can be asked")
+    wanted = study.rounds.sites_per_round
+    if wanted is None or wanted >= len(names):
+        return tuple(sorted(names))
+    drawn = seeds.generator(study.study.seed, "sites", round_number).choice(sorted(names), wanted, replace=False)
+    return tuple(sorted(str(name) for name in drawn))
+
+
+def instruct(study: Study, run_name: str, state: State, *, fit: bool) -> Instruction:
+    """What every site of the next round is asked: in round 1 also how its data are distributed."""
+    number = state.round + 1
+    return Instruction(
+        study=study.digest,
+        run=run_name,
+        round=number,
+        nonce=f"{seeds.derive(study.digest, run_name, number):016x}",
+        base=digest(state.tensors),
+        fit=fit,
+        evaluate=("val",) if fit else ("val", "test"),
+        describe=number == 1 or study.rounds.sites_per_round is not None,
+        tensors=state.tensors,
+    )
+
+
+def bounded(update: Update, cap: int) -> Update:
+    """The update with its weight cut to what the study allows one site to count."""
+    return Update(update.site, min(update.weight, cap), update.tensors)
+
+
+def demand_quorum(study: Study, receiver: Receiver, journal: Journal) -> None:
+    """Ends the run, resumably and on the ledger, if too few replies were good."""
+    needed = math.ceil(study.rounds.quorum * len(receiver.chosen))
+    if len(receiver.accepted) >= needed:
+        return
+    reasons = "; ".join(f"{site}: {why}" for site, why in sorted(receiver.excluded.items()))
+    number = receiver.instruction.round
+    journal.commit(entries=[("paused", {"round": number, "needed": needed, "excluded": dict(receiver.excluded)})])
+    raise RunError(
+        f"round {number}: {len(receiver.accepted)} of {len(receiver.chosen)} sites answered well, {needed} are needed",
+        where=reasons,
+        remedy="mend what is named and resume; nothing is lost",
+    )

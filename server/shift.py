@@ -1,0 +1,77 @@
+"""How far each site's data lie from the others', from what the sites told about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import add
+from typing import Any
+
+from polyclinic.core.statistics import shift
+from polyclinic.core.statistics.codec import unpack
+from polyclinic.core.statistics.monoid import Withheld
+from polyclinic.server.journal import Journal
+
+Json = dict[str, Any]
+FIELDS = {
+    "features": ("frechet",),
+    "kernel": ("mmd2", "p_value"),
+    "intensities": ("intensity_psi",),
+    "labels": ("prevalence",),
+}
+MAP_LIMIT = 100
+"""Sites up to which all pairs are compared for the map: the work grows with their square."""
+
+
+def table(journal: Journal) -> dict[str, Json]:
+    """Site → frechet, mmd2, p_value, intensity_psi, prevalence of that site against all the others together."""
+    found: dict[str, Json] = {}
+    for name, fields in FIELDS.items():
+        told = known(journal, name)
+        total = reduce(add, told.values()) if told else None
+        for site, _ in journal.told(f"describe/{name}"):
+            row = found.setdefault(site, {})
+            if site not in told:
+                row.update(dict.fromkeys(fields), why="withheld: too few patients")
+            elif len(told) < 2 and name != "labels":
+                row.update(dict.fromkeys(fields), why="no other site told")
+            else:
+                row.update(compared(name, told[site], total))
+    return found
+
+
+def compared(name: str, one: Any, total: Any) -> Json:
+    """What a site's statistic says against the rest of ``total``."""
+    if name == "labels":
+        return {"prevalence": [figure.value for figure in shift.prevalence(one)]}
+    others = shift.rest(total, one)
+    if name == "features":
+        distance = shift.frechet(one, others)
+        return {"frechet": distance} | ({"why": "too few patients for a covariance"} if distance is None else {})
+    if name == "kernel":
+        mmd2, p_value = shift.mmd2(one, others)
+        return {"mmd2": mmd2, "p_value": p_value}
+    return {"intensity_psi": shift.psi(one, others)}
+
+
+def site_map(journal: Journal) -> dict[str, list[float]] | None:
+    """Site → place in a plane in which distances follow the MMD between sites; None for fewer than three sites."""
+    import numpy as np
+
+    told = known(journal, "kernel")
+    if not 3 <= len(told) <= MAP_LIMIT:
+        return None
+    names = sorted(told)
+    distances = np.zeros((len(names), len(names)))
+    for i, one in enumerate(names):
+        for j, other in enumerate(names[:i]):
+            apart = max(0.0, shift.mmd2(told[one], told[other])[0] or 0.0) ** 0.5
+            distances[i, j] = distances[j, i] = apart
+    places = shift.classical_mds(distances)
+    return {name: [float(x) for x in place] for name, place in zip(names, places, strict=True)}
+
+
+def known(journal: Journal, name: str) -> Mapping[str, Any]:
+    """Site → statistic told under "describe/``name``", without those withheld."""
+    told = {site: unpack(body) for site, body in journal.told(f"describe/{name}")}
+    return {site: statistic for site, statistic in told.items() if not isinstance(statistic, Withheld)}

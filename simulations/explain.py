@@ -1,0 +1,52 @@
+"""A study in plain words: what trains, what leaves a site, what does not."""
+
+from __future__ import annotations
+
+from polyclinic.core.study import Study
+from polyclinic.core.update import encode
+from polyclinic.models.network import build
+
+
+def explain(study: Study) -> dict[str, list[str]]:
+    """Title → sentences. Builds the model, so sizes are counted and not guessed."""
+    adapted = build(study)
+    tensors = adapted.read()
+    trained = sum(array.size for array in tensors.values())
+    whole = sum(weight.numel() for weight in adapted.network.parameters())
+    factors = sum(array.size for name, array in tensors.items() if not name.startswith("head."))
+    rounds, monitoring, training = study.rounds, study.monitoring, study.training
+    length = f"{training.steps} batches" if training.steps else f"{training.epochs or 1} epoch(s)"
+    who = f"{rounds.sites_per_round} drawn sites" if rounds.sites_per_round else "all sites"
+    return {
+        "What is learned": [study.study.description or study.study.name, study.task.explain()],
+        "What trains": [
+            f"The backbone is {study.backbone.reference}, frozen.",
+            *(method.explain() for method in study.adaptation),
+            f"A linear head trains from the pooled features ({study.backbone.pooling}).",
+            f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {factors:,} in the backbone's "
+            f"adapters, {trained - factors:,} in the head.",
+        ],
+        "How it goes": [
+            f"{rounds.count} rounds with {who}; a site trains {length} at batches of {training.batch_size}.",
+            study.strategy.explain(),
+            f"A round counts if {rounds.quorum:.0%} of the sites answer well; nobody is waited for longer than "
+            f"{rounds.deadline:,.0f} s. A site counts by {rounds.weight}, at most {rounds.weight_cap:,}.",
+        ],
+        "What leaves a site": [
+            f"The trained weights above: {len(encode(tensors)):,} bytes a round.",
+            "Counts of images and patients by split, and the seconds that the work took.",
+            f"How the model did on validation (each round) and test images (at the end): confusion counts, sums of "
+            f"loss and Brier score, {monitoring.bins} reliability bins, scores in {monitoring.score_bins} bins.",
+            f"Once, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
+            f"of frozen features and of {monitoring.kernel_features} random Fourier features (one image a patient), a "
+            "histogram of intensities, counts of labels.",
+            "No figure over fewer patients than the site's policy says (10, unless the site says otherwise).",
+        ],
+        "What does not leave a site": [
+            "Images, file names, patients' identifiers, the manifest, single predictions, single features, gradients.",
+        ],
+        "What this does not promise": [
+            "The weights and statistics that leave are not noised: this study gives no differential privacy.",
+        ],
+        "Digest": [study.digest],
+    }
