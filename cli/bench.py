@@ -13,10 +13,15 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 Json = Annotated[bool, typer.Option("--json", help="Nothing but the figures, a line of JSON each.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Times that each side is measured, in turn.")]
+Sites = Annotated[int, typer.Option(min=2, help="Made-up sites.")]
+Patients = Annotated[int, typer.Option(min=10, help="Patients a site, one image each.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds of the federation.")]
 
 
 @app.command()
-def simulate(sites: int = 8, patients: int = 60, rounds: int = 2, repeats: Repeats = 3, json: Json = False) -> None:
+def simulate(
+    sites: Sites = 8, patients: Patients = 60, rounds: Rounds = 2, repeats: Repeats = 3, json: Json = False
+) -> None:
     """Wall time of a simulation ÷ a bare PyTorch loop doing the same work (goal: at most 1.05)."""
     from polyclinic.simulations.bench import speed
 
@@ -24,7 +29,9 @@ def simulate(sites: int = 8, patients: int = 60, rounds: int = 2, repeats: Repea
 
 
 @app.command()
-def workers(sites: int = 50, patients: int = 24, rounds: int = 2, repeats: Repeats = 3, json: Json = False) -> None:
+def workers(
+    sites: Sites = 50, patients: Patients = 24, rounds: Rounds = 2, repeats: Repeats = 3, json: Json = False
+) -> None:
     """Wall time of two worker processes ÷ one (goal: at most 0.60)."""
     from polyclinic.simulations.bench import speed
 
@@ -32,7 +39,7 @@ def workers(sites: int = 50, patients: int = 24, rounds: int = 2, repeats: Repea
 
 
 @app.command()
-def startup(sites: int = 8, patients: int = 60, repeats: Repeats = 3, json: Json = False) -> None:
+def startup(sites: Sites = 8, patients: Patients = 60, repeats: Repeats = 3, json: Json = False) -> None:
     """Seconds to the first local step beyond the bare loop's (goal: 1), and of --help (goal: 0.5)."""
     from polyclinic.simulations.bench import processes
 
@@ -40,7 +47,7 @@ def startup(sites: int = 8, patients: int = 60, repeats: Repeats = 3, json: Json
 
 
 @app.command()
-def memory(sites: int = 8, patients: int = 60, repeats: Repeats = 3, json: Json = False) -> None:
+def memory(sites: Sites = 8, patients: Patients = 60, repeats: Repeats = 3, json: Json = False) -> None:
     """Peak memory of all processes ÷ the bare loop's, the server's from 10 to 1,000 sites, bytes a round."""
     from polyclinic.simulations.bench import processes, server
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyclinic.cli.described import Command
+
 if TYPE_CHECKING:
     from polyclinic.client.data.check import Report
 
@@ -21,11 +23,16 @@ def _data() -> None:
     """Look at a manifest and its images."""  # a callback keeps "check" a command of its own
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 def check(
-    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST.csv", help="One line an image.", show_default=False)],
-    study: Annotated[Path | None, typer.Option(metavar="STUDY.toml", help="What the images are for.")] = None,
-    one_site: Annotated[bool, typer.Option("--one-site", help="The manifest is one hospital's own.")] = False,
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST.csv", help="One line an image.")],
+    study: Annotated[
+        Path | None,
+        typer.Option(metavar="STUDY.toml", help="What the images are for; without it, labels are not checked."),
+    ] = None,
+    one_site: Annotated[
+        bool, typer.Option("--one-site", help="The manifest is one hospital's own, so one site is enough.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Look for the images without opening them.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:

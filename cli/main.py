@@ -3,28 +3,58 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from polyclinic.cli import bench, data, run, simulate, study
+from polyclinic.cli.described import Command
 from polyclinic.core.errors import PolyclinicError
+
+_FIRST_STEPS = (
+    "New here? 'polyclinic demo' shows everything on made-up images. With images of your own: 'polyclinic study new', "
+    "then 'polyclinic data check', then 'polyclinic simulate'."
+)
 
 app = typer.Typer(
     name="polyclinic",
-    help="Hospitals adapt a medical-imaging foundation model together while every image stays at home.",
+    epilog=_FIRST_STEPS,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command("simulate")(simulate.simulate)
-app.command("demo")(simulate.demo)
-app.command("evaluate")(run.evaluate)
-app.command("report")(run.report)
-app.command("export")(run.export)
-app.add_typer(study.app, name="study", help="Write, check and explain study files.")
-app.add_typer(bench.app, name="bench", help="Measure speed and memory, side by side with what they are judged by.")
-app.add_typer(data.app, name="data", help="Look at images and manifests before anything is trained.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"polyclinic {version('polyclinic')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _polyclinic(
+    version: Annotated[bool, typer.Option("--version", help="Say the version.", callback=_version, is_eager=True)] = (
+        False
+    ),
+) -> None:
+    """Hospitals adapt a medical-imaging foundation model together while every image stays at home."""
+
+
+for _name, _command, _panel in (
+    ("demo", simulate.demo, "Simulate a federation"),
+    ("simulate", simulate.simulate, "Simulate a federation"),
+    ("evaluate", run.evaluate, "Use a finished run"),
+    ("report", run.report, "Use a finished run"),
+    ("export", run.export, "Use a finished run"),
+    ("verify", run.verify, "Use a finished run"),
+):
+    app.command(_name, cls=Command, rich_help_panel=_panel)(_command)
+app.add_typer(study.app, name="study", help="Write, check and explain study files.", rich_help_panel="Prepare")
+app.add_typer(data.app, name="data", help="Check images before anything is trained.", rich_help_panel="Prepare")
+app.add_typer(bench.app, name="bench", help="Measure speed and memory on this machine.", rich_help_panel="Develop")
 
 
 def main() -> None:

@@ -8,9 +8,13 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from polyclinic.core.study import Study
 from polyclinic.server.rounds import Event, Observer
+
+HOUR = 3600.0
+"""Seconds over which the bar's speed is averaged: work comes in lumps, and a short memory would jump."""
 
 
 @contextmanager
@@ -21,8 +25,10 @@ def progress(study: Study, baselines: bool) -> Iterator[Observer]:
         yield Lines(study, console)
         return
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("left"), TimeRemainingColumn(), console=console, transient=True,
+        BarColumn(24), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[left]}"),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, ratio=1)),
+        console=console, transient=True, expand=True, speed_estimate_period=HOUR,
     )  # fmt: skip
     with bar:
         yield Bar(study, console, bar, baselines)
@@ -36,60 +42,93 @@ class Lines:
         self._begun, self._first = time.monotonic(), 0
 
     def __call__(self, event: Event) -> None:
+        if event.kind == "warning":
+            self._say(f"warning: {event.failure}")
         if event.kind == "site" and event.failure:
-            self._console.print(f"  set aside: {event.site}: {event.failure}", markup=False)
-        if event.kind == "round":
-            self._first = self._first or event.round
-        if event.kind == "done" and event.record is not None:
-            self._console.print(sentence(self._study, event) + self._left(event.round), markup=False, soft_wrap=True)
+            self._say(f"  set aside: {event.site}: {event.failure}")
+        if event.kind == "round" and not self._first:
+            self._begun, self._first = time.monotonic(), event.round
+        if event.kind == "done":
+            self._say(sentence(self._study, event) + self.left(event.round))
+        if event.kind == "round" and event.round > self._study.rounds.count:
+            self._say("judging the final model at every site")
         if event.kind == "baselines" and event.sites:
-            self._console.print(f"training {len(event.sites)} baselines: {', '.join(event.sites)}", soft_wrap=True)
+            self._say(f"training {len(event.sites)} models for comparison")
         if event.kind == "baseline":
-            self._console.print(f"  baseline {event.site} done")
+            self._say(f"  {event.site} done")
 
-    def _left(self, done: int) -> str:
-        each = (time.monotonic() - self._begun) / max(1, done - self._first + 1)
-        left = each * (self._study.rounds.count - done)
-        return f", about {left:.0f} s left" if left else ""
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def left(self, done: int) -> str:
+        """ ", rounds end in about 20 s", or nothing after the last."""
+        each = (time.monotonic() - self._begun) / (done - self._first + 1)
+        seconds = each * (self._study.rounds.count - done)
+        return f"; rounds end in about {seconds:.0f} s" if seconds else ""
 
 
 class Bar(Lines):
-    """The same lines above a bar that names who is being waited for."""
+    """The same lines above a bar that shows what is left and names who is being waited for."""
 
     def __init__(self, study: Study, console: Console, bar: Progress, baselines: bool) -> None:
         super().__init__(study, console)
-        self._bar, self._waiting = bar, list[str]()
-        self._task = bar.add_task("starting", total=None)
+        self._bar, self._baselines, self._sites, self._waiting = bar, baselines, 1, list[str]()
+        self._task = bar.add_task("reading images and loading the backbone", total=None, left="")
 
     def __call__(self, event: Event) -> None:
+        first = not self._first
         super().__call__(event)
+        count = self._study.rounds.count
         if event.kind in ("round", "baselines"):
             self._waiting = list(event.sites)
-        if event.kind == "round" and event.round == self._first:
-            steps = (self._study.rounds.count - event.round + 1) * len(event.sites) + len(event.sites)
-            self._bar.reset(self._task, total=steps)
+        if event.kind == "round" and first:
+            self._sites = len(event.sites)
+            rounds = count - event.round + 2  # the last evaluation counts as one
+            self._restart(self._sites * (rounds + 2 * count * self._baselines))
         if event.kind == "baselines":
-            self._bar.reset(self._task, total=len(event.sites))
+            self._restart(sum(map(self._work, event.sites)))
         if event.kind in ("site", "baseline"):
             self._waiting = [site for site in self._waiting if site != event.site]
-            self._bar.advance(self._task)
-        what = f"round {event.round} of {self._study.rounds.count}" if event.round else "baselines"
-        if event.round > self._study.rounds.count:
-            what = "last evaluation"
-        self._bar.update(self._task, description=f"{what}: {' '.join(self._waiting[:2])}")
+            self._bar.advance(self._task, self._work(event.site) if event.kind == "baseline" else 1)
+        stage = f"round {event.round} of {count}" if event.round <= count else "last evaluation"
+        self._bar.update(self._task, description=waiting(stage if event.round else "for comparison", self._waiting))
+
+    def left(self, done: int) -> str:
+        """Nothing: the bar says it."""
+        return ""
+
+    def _work(self, name: str) -> int:
+        """How many local trainings a baseline is worth: "alone/SITE" one a round, all sites' images together many."""
+        return self._study.rounds.count * (1 if name.startswith("alone/") else self._sites)
+
+    def _restart(self, left: int) -> None:
+        done = self._bar.tasks[0].completed
+        if done:
+            self._bar.update(self._task, total=done + left)
+        else:
+            self._bar.reset(self._task, total=left, left="left,")  # from here on the clock runs
+
+
+def waiting(stage: str, names: list[str]) -> str:
+    """ "round 2 of 8: north, south and 3 more at work"."""
+    if not names:
+        return stage
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{stage}: waiting for {', '.join(names[:2])}{more}"
 
 
 def sentence(study: Study, event: Event) -> str:
-    """ "round 3/10: AUROC 0.812 pooled, worst harbour 0.701; 1.2 MB in 4.1 s"."""
+    """ "round 3/10: began from AUROC 0.812 pooled, 0.701 at worst (harbour); 5 sites, 1.2 MB, 4.1 s"."""
     record = event.record or {}
-    incoming = record["pooled"]["incoming"]
-    parts = [f"round {event.round}/{study.rounds.count}:"]
-    if incoming:
-        metric = "auroc" if incoming["auroc"]["value"] is not None else "nll"
-        value = incoming[metric]["value"]
-        parts.append(f"model on arrival: {metric.upper()} {value:.3f} pooled" if value is not None else "")
-    if record["worst_site"]:
-        parts.append(f"(worst {record['worst_site']['site']} {record['worst_site']['value']:.3f}),")
+    incoming, worst = record["pooled"]["incoming"], record["worst_site"]
+    parts = list[str]()
+    for metric in ("auroc", "nll"):
+        if incoming and not parts and incoming[metric]["value"] is not None:
+            parts.append(f"began from {metric.upper()} {incoming[metric]['value']:.3f} pooled")
+    if worst:
+        parts.append(f"{worst['value']:.3f} at worst ({worst['site']})")
+    said = f"{', '.join(parts)}; " if parts else ""
     megabytes = (record["bytes_up"] + record["bytes_down"]) / 1e6
-    parts.append(f"{len(record['sites'])} sites, {megabytes:.1f} MB, {record['seconds']:.1f} s")
-    return " ".join(part for part in parts if part)
+    many = len(record["sites"])
+    sites = f"{many} site{'' if many == 1 else 's'}"
+    return f"round {event.round}/{study.rounds.count}: {said}{sites}, {megabytes:.1f} MB, {record['seconds']:.1f} s"

@@ -1,24 +1,31 @@
-"""polyclinic evaluate, report and export: what can be done with a finished run."""
+"""polyclinic evaluate, report, export and verify: what can be done with a finished run."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")]
 
 
 def evaluate(
     run: RunFolder,
-    data: Annotated[Path, typer.Option("--data", help="CSV of the images to judge on; any sites.")],
-    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="Which images.")] = "test",
-    policy: Annotated[Path | None, typer.Option(help="Rules about what is withheld (TOML).")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    data: Annotated[
+        Path, typer.Option("--data", metavar="MANIFEST.csv", help="The images to judge it on, of whichever sites.")
+    ],
+    split: Annotated[
+        Literal["train", "val", "test", "all"], typer.Option(help="Which of them; all: whatever their split.")
+    ] = "test",
+    policy: Annotated[
+        Path | None, typer.Option(metavar="POLICY.toml", help="What is held back, such as figures of small groups.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Judge a finished model on any sites, with 95 % confidence intervals (external validation)."""
+    """Judge a finished model on any sites, those that took no part included, with 95 % confidence intervals."""
+    import json
+
     from polyclinic.client.policy import read_policy
     from polyclinic.core import runs
     from polyclinic.simulations.evaluate import evaluate as judge
@@ -34,7 +41,7 @@ def report(
     run: RunFolder,
     open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
-    """Write a run's report anew (one HTML file, no network) and say where it is."""
+    """Write a run's report anew (one HTML file that needs no network) and say where it is."""
     from polyclinic.core import runs
     from polyclinic.server.report.page import write_report
 
@@ -47,12 +54,12 @@ def report(
 
 def export(
     run: RunFolder,
-    folder: Annotated[Path, typer.Argument(help="Where to; must not exist yet.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where it goes; must not exist yet.")],
     merged: Annotated[
-        bool, typer.Option("--merged", help="Backbone with the adapter merged in, and the head.")
+        bool, typer.Option("--merged", help="The whole model, with the adapter merged into the backbone.")
     ] = False,
 ) -> None:
-    """Take a finished adapter (peft's format) or the merged model (transformers' format) out of a run."""
+    """Take the adapter (in peft's format) or, merged, the whole model (in transformers' format) out of a run."""
     from polyclinic.core import runs
     from polyclinic.simulations.export import export as write
 
@@ -60,12 +67,23 @@ def export(
     typer.echo(f"{'Merged model' if merged else 'Adapter'}: {folder.resolve()} (README.md there says how to load it)")
 
 
+def verify(run: RunFolder) -> None:
+    """Check that a run was not altered: study, ledger line by line, rounds and adapter. Exit code 1 if it was."""
+    from polyclinic.cli.verify import verify as checks
+
+    for found in checks(run):
+        typer.echo(f"ok: {found}")
+
+
 def _table(result: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from polyclinic.cli.result import figure
+
     names = {"auroc": "AUROC", "accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
-    table = Table("site", "images", "patients", *names.values(), title=f"split: {result['split']}, 95 % intervals")
+    images = {"all": "all images"}.get(result["split"], f"{result['split']} images")
+    table = Table("site", "images", "patients", *names.values(), title=f"On {images}, with 95 % intervals")
     notes: list[str] = []
     for site, row in [*result["sites"].items(), ("pooled", result["pooled"])]:
         counts = row.get("n", {})
@@ -74,13 +92,7 @@ def _table(result: dict[str, Any]) -> None:
         why = {row["metrics"][key].get("why") for key in names if row["metrics"]} - {None}
         notes += [f"{site}: {reason}" for reason in sorted(why)]
     console = Console()
+    console = console if console.is_terminal else Console(width=160)  # in a file, no column is cut
     console.print(table)
     for note in notes:
         console.print(f"– {note}", highlight=False)
-
-
-def figure(found: dict[str, Any]) -> str:
-    """0.912 (0.851–0.950), or a dash."""
-    if found["value"] is None:
-        return "–"
-    return f"{found['value']:.3f} ({found['low']:.3f}–{found['high']:.3f})"

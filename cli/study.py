@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
+from polyclinic.cli.described import Command
+
 app = typer.Typer(no_args_is_help=True)
-StudyFile = Annotated[Path, typer.Argument(help="The study file (TOML).", show_default=False)]
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.toml", help="A study file.")]
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
-    path: Annotated[Path, typer.Argument(help="The file to write; must not exist yet.")] = Path("study.toml"),
+    path: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The file to write; must not exist yet.")] = Path(
+        "study.toml"
+    ),
 ) -> None:
-    """Write a commented study file to start from."""
+    """Write a study file with a comment on every setting, to start from."""
     from importlib.resources import files as resources
 
     from polyclinic.core import files
@@ -27,18 +31,18 @@ def new(
     typer.echo(f"Wrote {path}. Adjust it to your manifest, then: polyclinic study check {path}")
 
 
-@app.command()
+@app.command(cls=Command)
 def check(study_file: StudyFile) -> None:
-    """Read a study file strictly and say its digest, or everything that is wrong with it."""
+    """Say a study's digest, which names it everywhere, or everything that is wrong with it."""
     from polyclinic.core import study as studies
 
     study = studies.load(study_file)
     typer.echo(f"{study_file}: a sound study. Digest: {study.digest}")
 
 
-@app.command()
+@app.command(cls=Command)
 def explain(study_file: StudyFile) -> None:
-    """Say in plain words what a study trains, what leaves a site and what does not."""
+    """Say in plain words what a study trains, what leaves a hospital and what does not."""
     from polyclinic.core import study as studies
     from polyclinic.simulations.explain import explain as sentences
 

@@ -51,27 +51,20 @@ def by_partition(context: Context, instruction: Instruction) -> tuple[Workbench,
     told = context.node_config
     if absent := {"study", "manifest", "partition-id"} - told.keys():
         raise EngineError("is missing in the node's configuration", where=min(absent))
-    bench = workbench(str(told["study"]), instruction.study)
-    held = cohort(str(told["study"]), instruction.study, str(told["manifest"]), str(told.get("policy", "{}")))
+    policy = str(told.get("policy", "{}"))
+    bench, held = loaded(str(told["study"]), instruction.study, str(told["manifest"]), policy)
     return bench, held[int(told["partition-id"])]
 
 
 @lru_cache(maxsize=1)
-def workbench(study_file: str, digest: str) -> Workbench:
-    """The loaded model of the study; one a process."""
+def loaded(study_file: str, digest: str, manifest: str, policy: str) -> tuple[Workbench, tuple[Site, ...]]:
+    """Once a process: the model, and all sites by name; each decodes its images when first asked, and keeps them."""
     study = studies.load(study_file)
     if study.digest != digest:  # before anything is loaded for it
         raise PolicyError("the instruction is for another study than the one in force at this site")
-    return Workbench(study)
-
-
-@lru_cache(maxsize=1)
-def cohort(study_file: str, digest: str, manifest: str, policy: str) -> tuple[Site, ...]:
-    """All sites of a manifest by name; each decodes its images when first asked, and keeps them."""
-    bench = workbench(study_file, digest)
-    rows = sites(read_manifest(Path(manifest), bench.study.data, bench.task, bench.study.study.seed))
-    rules = parse(Policy, json.loads(policy), "policy")
-    return tuple(Site(name, SiteData(name, group, bench.study.data), rules) for name, group in rows.items())
+    bench, rules = Workbench(study), parse(Policy, json.loads(policy), "policy")
+    rows = sites(read_manifest(Path(manifest), study.data, bench.task, study.study.seed))
+    return bench, tuple(Site(name, SiteData(name, group, study.data), rules) for name, group in rows.items())
 
 
 app = ClientApp()

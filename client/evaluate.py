@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from polyclinic.client.data.dataset import Images
 from polyclinic.client.fit import autocast, scaled
+from polyclinic.client.policy import Kind
 from polyclinic.core.statistics import shift
 from polyclinic.core.statistics.monoid import Statistic
 from polyclinic.core.study import Study
@@ -35,7 +36,7 @@ def outcome(model: nn.Module, task: Task, images: Images, study: Study, device: 
     return task.tally(output, images.targets, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
 
 
-def describe(backbone: nn.Module, images: Images, study: Study, device: torch.device) -> dict[str, Statistic]:
+def describe(backbone: nn.Module, images: Images, study: Study, device: torch.device) -> dict[Kind, Statistic]:
     """How ``images`` are spread: features of the frozen ``backbone`` (one picture a patient), intensities, labels."""
     first = np.unique(np.asarray(images.patients), return_index=True)[1]
     one_each = Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))

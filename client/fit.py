@@ -57,7 +57,10 @@ def batches(count: int, training: Training, generator: torch.Generator) -> Itera
 
 
 def learning_rate(training: Training, round_number: int, rounds: int) -> float:
-    """The rate of a round (1 … rounds): linear warm-up over rounds, then constant or half a cosine down to a tenth."""
+    """The rate of a round (1 … rounds): linear warm-up over rounds, then constant or half a cosine towards a tenth.
+
+    As ``torch.optim.lr_scheduler.CosineAnnealingLR`` counts: the tenth would be reached in the round after the last.
+    """
     if round_number <= training.warmup_rounds:
         return training.learning_rate * round_number / (training.warmup_rounds + 1)
     if training.schedule == "constant":

@@ -40,12 +40,20 @@ class Workbench:
         torch.set_num_threads(study.training.threads)
         self.adapted: Adapted = build(study, self.device)
         self._frozen: nn.Module | None = None
+        self._described: dict[SiteData, dict[Kind, Statistic]] = {}
 
     def frozen(self) -> nn.Module:
         """The backbone as it was pretrained, untouched by any adaptation."""
         if self._frozen is None:
             self._frozen = network.plain(self.study).backbone.to(self.device)
         return self._frozen
+
+    def described(self, site: Site) -> dict[Kind, Statistic]:
+        """How a site's training images are spread, by kind; worked out once."""
+        if site.data not in self._described:
+            images = site.data.images("train")
+            self._described[site.data] = describe(self.frozen(), images, self.study, self.device) if images else {}
+        return self._described[site.data]
 
     def rest(self) -> None:
         """Lets go of what only describing needs."""
@@ -67,11 +75,9 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
     anchor = bench.adapted.write(instruction.tensors)
     statistics = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
-    if instruction.describe:
-        images = site.data.images("train")
-        told = describe(bench.frozen(), images, study, bench.device) if len(images.pixels) else {}
-        for kind, statistic in told.items():
-            statistics[f"describe/{kind}"] = release(site, kind, statistic)  # type: ignore[arg-type]
+    if instruction.describe and set(site.policy.tell) - {"outcome"}:
+        for kind, statistic in bench.described(site).items():
+            statistics[f"describe/{kind}"] = release(site, kind, statistic)
     update = None
     if instruction.fit:
         images = site.data.images("train")

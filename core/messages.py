@@ -6,6 +6,7 @@ Layout of both: magic (4 bytes), length of the header (uint32, little-endian), h
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Mapping
@@ -87,7 +88,9 @@ def decode_instruction(message: bytes) -> Instruction:
     header, body = _unpack(message)
     shape = {"study": str, "run": str, "round": int, "nonce": str, "base": str, "fit": bool, "describe": bool}
     _expect(header, {**shape, "evaluate": list})
-    header["evaluate"] = tuple(str(split) for split in header["evaluate"])
+    header["evaluate"] = tuple(header["evaluate"])
+    if not all(isinstance(split, str) for split in header["evaluate"]):
+        raise UpdateError("is no list of splits", where="evaluate")
     return Instruction(tensors=decode_tensors(body), **header)
 
 
@@ -113,7 +116,10 @@ def decode_reply(message: bytes, limit: int | None = None) -> Reply:
     if (weight is None) != (body == b""):
         raise UpdateError("a weight comes with tensors, and tensors with a weight")
     update = None if weight is None else Update(header["site"], weight, decode_tensors(body, limit))
-    statistics = {str(name): decode_statistic(value) for name, value in header.pop("statistics").items()}
+    try:
+        statistics = {name: decode_statistic(value) for name, value in header.pop("statistics").items()}
+    except RecursionError as failure:
+        raise UpdateError("lists are nested too deep", where="statistics") from failure
     return Reply(update=update, statistics=statistics, sizes=_sizes(header.pop("sizes")), **header)
 
 
@@ -127,7 +133,11 @@ def _sizes(sizes: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _pack(header: dict[str, Any], body: bytes) -> bytes:
-    packed = zlib.compress(json.dumps(header, separators=(",", ":"), allow_nan=False).encode(), 9)
+    text = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    if len(text) > HEADER_LIMIT:
+        remedy = "ask for fewer monitoring.score_bins or classes"
+        raise UpdateError(f"the message's header takes {len(text)} bytes, more than anybody reads", remedy=remedy)
+    packed = zlib.compress(text, 9)
     return b"".join((MAGIC, struct.pack("<I", len(packed)), packed, body))
 
 
@@ -151,7 +161,9 @@ def _expect(header: dict[str, Any], shape: dict[str, Any]) -> None:
         raise UpdateError("the message's header has other keys than agreed")
     for key, kind in shape.items():
         value = header[key]
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 2**53:
             header[key] = value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise UpdateError("has the wrong type", where=key)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UpdateError("is no finite number", where=key)

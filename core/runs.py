@@ -36,13 +36,14 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """summary.json."""
-        summary: dict[str, Any] = json.loads(_text(self.folder / "summary.json"))
-        return summary
+        path = self.folder / "summary.json"
+        return _object(path, _text(path))
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
         """rounds.jsonl, one object a round."""
-        return [json.loads(line) for line in _text(self.folder / "rounds.jsonl").splitlines()]
+        path = self.folder / "rounds.jsonl"
+        return [_object(path, line) for line in _text(path).splitlines()]
 
 
 def read(folder: Path | str) -> Run:
@@ -56,9 +57,20 @@ def read(folder: Path | str) -> Run:
         raise RunError("holds no run", where=str(folder), remedy="give the folder that 'polyclinic simulate' named")
     if not (run.folder / "summary.json").is_file():
         raise RunError("this run has not finished", where=str(folder), remedy="resume it first: simulate … --resume")
-    if run.summary["study_digest"] != run.study.digest:
+    if run.summary.get("study_digest") != run.study.digest:
         raise RunError("study.toml is not the study that was run", where=str(folder), remedy="put the original back")
     return run
+
+
+def _object(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as failure:
+        remedy = "resume the run with --resume: it is then written anew"
+        raise RunError(f"is damaged: {failure}", where=str(path), remedy=remedy) from failure
+    return found
 
 
 def _text(path: Path) -> str:

@@ -96,7 +96,7 @@ class Training(Config):
     """
 
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=1e-3, gt=0.0)
+    learning_rate: float = Field(default=1e-3, gt=0.0, le=1e30)
     weight_decay: float = Field(default=0.01, ge=0.0)
     momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     batch_size: int = Field(default=16, ge=1)
@@ -236,6 +236,9 @@ def load(path: Path | str) -> Study:
     """A study from a TOML file; errors as for ``loads``, and for a file that cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as failure:
-        raise StudyError(f"cannot be read: {failure}", where=str(path)) from failure
+    except OSError as failure:
+        remedy = "check the path, or write one: polyclinic study new"
+        raise StudyError(f"cannot be read: {failure.strerror}", where=str(path), remedy=remedy) from failure
+    except UnicodeDecodeError as failure:
+        raise StudyError(f"is not UTF-8: {failure}", where=str(path), remedy="save it as UTF-8") from failure
     return loads(text, str(path))

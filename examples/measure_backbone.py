@@ -134,7 +134,10 @@ def batches(count: int, size: int, rng: np.random.Generator) -> Iterator[NDArray
 
 
 def lora(pack: Pack, vit: nn.Module, about: dict[str, Any], epochs: int, seed: int) -> dict[str, float]:
-    """LoRA of rank 8 on q, k, v, o and a linear head, all sites' training images together; AUROC on the test split."""
+    """LoRA of rank 8 on q, k, v, o and a linear head, all sites' training images together; AUROC on the test split.
+
+    Trains in bfloat16 (batch 32, AdamW 1e-3, mirrored at random), predicts in float32.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
@@ -148,9 +151,10 @@ def lora(pack: Pack, vit: nn.Module, about: dict[str, Any], epochs: int, seed: i
     for _ in range(epochs):
         for picked in batches(len(rows), 32, rng):
             part = images[picked].flip(-1) if rng.random() < 0.5 else images[picked]
-            logits = head(embed(adapted, about, part)).squeeze(1)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = head(embed(adapted, about, part)).squeeze(1)
             adam.zero_grad()
-            torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits, wanted[picked]))
+            torch.autograd.backward(nn.functional.binary_cross_entropy_with_logits(logits.float(), wanted[picked]))
             adam.step()
     adapted.eval()
     scores = extract(lambda part: head(embed(adapted, about, part)), pack.images).ravel()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core import registry
-from polyclinic.core.errors import BackboneError, PluginError
+from polyclinic.core.errors import BackboneError, PluginError, PolyclinicError
 from polyclinic.core.study import Backbone, Study
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FAMILIES = ("vit", "dinov2", "dinov2_with_registers")
+FAMILIES = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
+"""Model types and how transformers calls their classes."""
+NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size", "mean", "std")
+"""Keys of a configuration whose defaults would pass for true where they are not."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Encoder:
         module: takes ``pixel_values`` [N, channels, S, S], gives ``last_hidden_state`` [N, tokens, width].
         width: of a token.
         leading: tokens before those of patches (the class token, registers).
+        channels: that it takes.
         mean, std: per channel, of pixels in [0, 1].
         sha256: of the weights file.
     """
@@ -37,6 +43,7 @@ class Encoder:
     module: nn.Module
     width: int
     leading: int
+    channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
@@ -65,26 +72,20 @@ def load(study: Study) -> Encoder:
 def embedded(name: str, image_size: int, sha256: str | None) -> Encoder:
     """One of the backbones that ship with Polyclinic."""
     home = Path(__file__).parent / "embedded"
-    weights = home / f"{name.replace('-', '_')}.safetensors"
-    if not weights.is_file():
-        known = ", ".join(sorted(p.stem.replace("_", "-") for p in home.glob("*.safetensors")))
-        raise BackboneError(f"no embedded backbone '{name}'", where="backbone.reference", remedy=f"there is: {known}")
-    return file(str(weights), image_size, sha256)
+    known = {path.stem.replace("_", "-"): path for path in sorted(home.glob("*.safetensors"))}
+    if name not in known:
+        remedy = f"there is: {', '.join(known)}"
+        raise BackboneError(f"no embedded backbone '{name}'", where="backbone.reference", remedy=remedy)
+    return file(str(known[name]), image_size, sha256)
 
 
 def file(path: str, image_size: int, sha256: str | None) -> Encoder:
     """A ``.safetensors`` file with transformers' names, and beside it a ``.json``: configuration, mean and std."""
     weights = Path(path)
     card = weights.with_suffix(".json")
-    try:
-        body = weights.read_bytes()
-        settings = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
-        raise BackboneError(
-            f"cannot be read: {failure}", where=path, remedy=f"needs {weights.name} and {card.name}"
-        ) from failure
+    body, settings = _read(weights, card, path, f"needs {weights.name} and {card.name}")
     found = _check_hash(body, settings.get("sha256") if sha256 is None else sha256, path)
-    return _assemble(settings, load_safetensors(body), image_size, found, path)
+    return _assemble(settings, body, image_size, found, path)
 
 
 def hf(reference: str, image_size: int, sha256: str | None) -> Encoder:
@@ -92,21 +93,36 @@ def hf(reference: str, image_size: int, sha256: str | None) -> Encoder:
     folder = Path(reference)
     if not folder.is_dir():
         folder = _snapshot(reference)
-    weights = folder / "model.safetensors"
-    try:
-        body = weights.read_bytes()
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as failure:
-        raise BackboneError(
-            f"cannot be read: {failure}",
-            where=reference,
-            remedy="needs config.json and model.safetensors (one file; pickled weights are refused)",
-        ) from failure
+    if (folder / "model.safetensors.index.json").is_file():
+        remedy = "load it with transformers and save it as one: save_pretrained(folder, max_shard_size='100GB')"
+        raise BackboneError("its weights lie in several files", where=reference, remedy=remedy)
+    remedy = "needs config.json and model.safetensors (one file; pickled weights are refused)"
+    body, settings = _read(folder / "model.safetensors", folder / "config.json", reference, remedy)
     found = _check_hash(body, sha256, reference)
     preprocessor = folder / "preprocessor_config.json"
-    norms = json.loads(preprocessor.read_text(encoding="utf-8")) if preprocessor.is_file() else {}
+    norms = _document(preprocessor, reference, "mend or delete it") if preprocessor.is_file() else {}
     settings |= {"mean": norms.get("image_mean", IMAGENET[0]), "std": norms.get("image_std", IMAGENET[1])}
-    return _assemble(settings, load_safetensors(body), image_size, found, reference)
+    return _assemble(settings, body, image_size, found, reference)
+
+
+def _read(weights: Path, card: Path, where: str, remedy: str) -> tuple[bytes, dict[str, Any]]:
+    """(bytes of the weights, configuration)."""
+    try:
+        body = weights.read_bytes()
+    except OSError as failure:
+        raise BackboneError(f"cannot be read: {failure}", where=where, remedy=remedy) from failure
+    return body, _document(card, where, remedy)
+
+
+def _document(path: Path, where: str, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as failure:
+        raise BackboneError(f"{path.name} cannot be read: {failure}", where=where, remedy=remedy) from failure
+    if not isinstance(document, dict):
+        raise BackboneError(f"{path.name} holds no JSON object", where=where, remedy=remedy)
+    return document
 
 
 def _snapshot(reference: str) -> Path:
@@ -134,85 +150,115 @@ def _check_hash(body: bytes, pinned: str | None, where: str) -> str:
     return found
 
 
-def _assemble(
-    settings: Mapping[str, Any], state: dict[str, Tensor], image_size: int, sha256: str, where: str
-) -> Encoder:
+def _assemble(settings: Mapping[str, Any], body: bytes, image_size: int, sha256: str, where: str) -> Encoder:
     kind = settings.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise BackboneError(
             f"model type '{kind}' is not supported", where=where, remedy=f"supported: {', '.join(FAMILIES)}"
         )
+    if absent := [key for key in NEEDED if key not in settings]:
+        raise BackboneError(f"the configuration lacks '{absent[0]}'", where=where, remedy="get the whole of it")
     patch = settings["patch_size"]
+    if type(patch) is not int or patch < 1:
+        raise BackboneError(f"patch size {patch} is no whole number of pixels", where=where)
     if image_size % patch:
         raise BackboneError(
             f"image_size {image_size} is no multiple of the patch size {patch}",
             where="data.image_size",
             remedy=f"take {max(1, round(image_size / patch)) * patch}",
         )
-    module = _module(kind, dict(settings) | {"image_size": image_size})
-    state = _strip(state, module)
-    leading = 1 + int(settings.get("num_register_tokens", 0))
-    name = "embeddings.position_embeddings"
-    state[name] = resize_positions(state[name].float(), (image_size // patch) ** 2)
-    missing, unexpected = module.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    if missing:
-        raise BackboneError(f"weights lack {missing[0]} and {len(missing) - 1} more", where=where)
-    del unexpected  # a task head or a pooler that the checkpoint carries and we do not use
+    try:
+        mean, std = _normalisation(settings)
+        module = _module(kind, dict(settings) | {"image_size": image_size}, body, (image_size // patch) ** 2)
+    except PolyclinicError:
+        raise
+    except Exception as failure:  # transformers raises whatever it likes on a configuration that does not fit
+        problem = f"weights and configuration do not fit: {failure}"
+        raise BackboneError(problem, where=where, remedy="get both from the same place, whole") from failure
+    leading = 1 + int(getattr(module.config, "num_register_tokens", 0))
     module.requires_grad_(False)
-    return Encoder(
-        module.eval(), settings["hidden_size"], leading, tuple(settings["mean"]), tuple(settings["std"]), sha256
-    )
+    return Encoder(module.eval(), module.config.hidden_size, leading, module.config.num_channels, mean, std, sha256)
 
 
-def _module(kind: str, settings: Mapping[str, Any]) -> nn.Module:
-    """The architecture, from our own list and transformers' code; never code from a checkpoint."""
-    from transformers import (
-        Dinov2Config,
-        Dinov2Model,
-        Dinov2WithRegistersConfig,
-        Dinov2WithRegistersModel,
-        ViTConfig,
-        ViTModel,
-    )
+def _normalisation(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = (tuple(float(number) for number in settings[key]) for key in ("mean", "std"))
+    if len(mean) != len(std) or min(std) <= 0.0:
+        raise ValueError("mean and std need one number each per channel, std above 0")
+    return mean, std
 
-    if kind == "vit":
-        module: nn.Module = ViTModel(ViTConfig(**_known(settings, ViTConfig)), add_pooling_layer=False)
-    elif kind == "dinov2":
-        module = Dinov2Model(Dinov2Config(**_known(settings, Dinov2Config)))
-    else:
-        module = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**_known(settings, Dinov2WithRegistersConfig)))
+
+def _module(kind: str, settings: Mapping[str, Any], body: bytes, patches: int) -> Any:
+    """The model with its weights, through transformers' own code, which knows older names of weights and prefixes of
+    task models; never through code from a checkpoint."""
+    import transformers
+
+    model, configuration = (getattr(transformers, FAMILIES[kind] + part) for part in ("Model", "Config"))
+    config = configuration(**{key: settings[key] for key in configuration.__annotations__ if key in settings})
+    state = {name: weight.to(torch.float32, copy=True) for name, weight in load_safetensors(body).items()}
+    for name, weight in state.items():
+        if name.endswith("embeddings.position_embeddings"):
+            state[name] = resize_positions(weight, patches, antialias=kind == "dinov2_with_registers")
+    head = {"add_pooling_layer": False} if kind == "vit" else {}
+    with quiet():
+        module, told = model.from_pretrained(
+            None, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True, **head
+        )
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"weights lack {missing[0]} and {len(missing) - 1} more")
+    # what else is left over is a task head or a pooler, which we do not use
+    if beyond := sorted(name for name in told["unexpected_keys"] if re.search(r"\blayers?\.\d", name)):
+        raise ValueError(f"the configuration has no place for {beyond[0]} and {len(beyond) - 1} more")
     return module
 
 
-def _known(settings: Mapping[str, Any], config: type) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key in config().to_dict() and key != "model_type"}
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and load reports."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
-def _strip(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """Names without the prefix under which a task model's checkpoint keeps its backbone."""
-    known = module.state_dict().keys()
-    for prefix in ("", "vit.", "dinov2.", "dinov2_with_registers."):
-        stripped = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        if known & stripped.keys() >= {"embeddings.cls_token"}:
-            return stripped
-    return state
+def resize_positions(positions: Tensor, patches: int, *, antialias: bool = False) -> Tensor:
+    """Position embeddings [1, 1 + old, width] for another number of patches, bicubic on the square grid.
 
-
-def resize_positions(positions: Tensor, patches: int) -> Tensor:
-    """Position embeddings [1, 1 + old, width] for another number of patches, bicubic on the square grid."""
+    The families' own interpolation: with ``antialias`` as DINOv2 with registers does it, without as the others do.
+    """
     old = positions.shape[1] - 1
     if old == patches:
         return positions
     before, after = round(old**0.5), round(patches**0.5)
+    if before**2 != old:
+        raise ValueError(f"{old} position embeddings are no square")
     grid = positions[:, 1:].reshape(1, before, before, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False, antialias=False)
+    grid = F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False, antialias=antialias)
     return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, patches, -1)], dim=1)
 
 
 def normalisation(study: Study, encoder: Encoder) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) per channel: the study's, or those that the backbone was trained with."""
+    """(mean, std) per channel of the encoder: the study's, or those that the backbone was trained with.
+
+    Raises:
+        BackboneError: they are for another number of channels.
+    """
     chosen = study.data.normalisation
-    return (encoder.mean, encoder.std) if chosen == "backbone" else (chosen.mean, chosen.std)
+    pair = (encoder.mean, encoder.std) if chosen == "backbone" else (chosen.mean, chosen.std)
+    if len(pair[0]) not in (1, encoder.channels):
+        raise BackboneError(
+            f"the normalisation has {len(pair[0])} channels and the backbone {encoder.channels}",
+            where="data.normalisation",
+            remedy=f"give {encoder.channels} numbers each for mean and std",
+        )
+    mean, std = (numbers if len(numbers) > 1 else numbers * encoder.channels for numbers in pair)
+    return mean, std
 
 
-__all__ = ["Backbone", "Encoder", "embedded", "file", "hf", "load", "normalisation", "resize_positions"]
+__all__ = ["Backbone", "Encoder", "embedded", "file", "hf", "load", "normalisation", "quiet", "resize_positions"]

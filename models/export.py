@@ -17,6 +17,7 @@ from polyclinic.core.errors import RunError, StudyError
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, encode
 from polyclinic.models.adaptations.parameter import RESIDUAL, Lora
+from polyclinic.models.backbones import quiet
 from polyclinic.models.network import plain
 
 A, B = ".lora_A.default.weight", ".lora_B.default.weight"
@@ -51,14 +52,16 @@ def load_adapted(study: Study, folder: Path) -> nn.Module:
 
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        digest, sha256 = card["study_digest"], card["sha256"]
+        json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         body = (folder / WEIGHTS).read_bytes()
-    except (OSError, ValueError) as failure:
+    except (OSError, ValueError, KeyError, TypeError) as failure:
         raise RunError(f"holds no adapter: {failure}", where=str(folder), remedy="has the run finished?") from failure
-    if card["study_digest"] != study.digest:
+    if digest != study.digest:
         raise RunError(
             "the adapter belongs to another study", where=str(folder), remedy="use the run that it came from"
         )
-    if hashlib.sha256(body).hexdigest() != card["sha256"]:
+    if hashlib.sha256(body).hexdigest() != sha256:
         raise RunError("the adapter's weights were changed or damaged", where=str(folder / WEIGHTS))
     model: nn.Module = PeftModel.from_pretrained(plain(study), str(folder))
     return model.eval()
@@ -67,7 +70,8 @@ def load_adapted(study: Study, folder: Path) -> nn.Module:
 def write_merged(study: Study, adapter: Path, folder: Path) -> None:
     """Writes backbone with the adapter merged in (transformers' format, safetensors) and the head beside it."""
     merged: Any = cast(Any, load_adapted(study, adapter)).merge_and_unload()
-    merged.backbone.encoder.save_pretrained(folder, safe_serialization=True)
+    with quiet():
+        merged.backbone.encoder.save_pretrained(folder, safe_serialization=True)
     save_file(
         {name: weight.contiguous() for name, weight in merged.head.state_dict().items()}, folder / "head.safetensors"
     )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from polyclinic.core.errors import UpdateError
+from polyclinic.core.errors import DataError, UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
@@ -18,7 +18,7 @@ from polyclinic.models.contracts import Adaptation, Anchor, Task, chain
 class Backbone(nn.Module):
     """An encoder with its normalisation and pooling: pixels [N, C, S, S] in [0, 1] → features [N, width].
 
-    Grey pictures (C = 1) are repeated over the encoder's channels.
+    Grey pictures (C = 1) are repeated over the encoder's channels; colour is refused by an encoder of one channel.
     """
 
     def __init__(
@@ -35,7 +35,17 @@ class Backbone(nn.Module):
     std: Tensor
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """What the encoder was trained to see; one channel broadcasts over the encoder's."""
+        """What the encoder was trained to see; one channel broadcasts over the encoder's.
+
+        Raises:
+            DataError: pictures in colour for an encoder of one channel.
+        """
+        if pixels.shape[1] not in (1, self.mean.shape[1]):
+            raise DataError(
+                f"pictures have {pixels.shape[1]} channels, the backbone takes {self.mean.shape[1]}",
+                where="data.colour",
+                remedy='write colour = "grey" in the study',
+            )
         return (pixels - self.mean) / self.std
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -112,7 +122,8 @@ def plain(study: Study) -> Network:
     """The study's network before anything is fitted in; its head is drawn from the study's seed."""
     encoder = backbones.load(study)
     mean, std = backbones.normalisation(study, encoder)
-    network = Network(Backbone(encoder, mean, std, study.backbone.pooling), task(study).outputs)
+    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator
+        network = Network(Backbone(encoder, mean, std, study.backbone.pooling), task(study).outputs)
     generator = torch.Generator().manual_seed(derive(study.study.seed, "head"))
     nn.init.normal_(network.head.weight, std=0.02, generator=generator)
     nn.init.zeros_(network.head.bias)

@@ -110,6 +110,10 @@ class Journal:
         """(site, encoded statistic) of what sites told under ``name``, by site."""
         yield from self._db.execute("SELECT site, statistic FROM told WHERE name = ? ORDER BY site", (name,))
 
+    def told_by(self) -> set[str]:
+        """Sites that told anything about their data."""
+        return {row[0] for row in self._db.execute("SELECT DISTINCT site FROM told")}
+
     def result(self, name: str) -> Any:
         """A committed result (None if there is none yet)."""
         row = self._db.execute("SELECT result FROM results WHERE name = ?", (name,)).fetchone()

@@ -7,6 +7,8 @@ from functools import reduce
 from operator import add
 from typing import Any
 
+import numpy as np
+
 from polyclinic.core import seeds
 from polyclinic.core.statistics.figures import figures, reliability
 from polyclinic.core.statistics.monoid import Statistic, Withheld
@@ -19,8 +21,8 @@ Json = dict[str, Any]
 def round_record(study: Study, receiver: Receiver, bytes_down: int, seconds: float) -> Json:
     """One object of rounds.jsonl: see docs/run-folder.md."""
     number = receiver.instruction.round
-    incoming = metrics(study, receiver, "incoming/val", number)
-    fitted = metrics(study, receiver, "fitted/val", number)
+    # without the calibration errors' bootstrap: it would cost more than all else that the server does
+    incoming, fitted = (metrics(study, receiver, f"{moment}/val", bootstrap=False) for moment in ("incoming", "fitted"))
     sites = {
         site: {
             "incoming": incoming[0].get(site),
@@ -44,7 +46,6 @@ def round_record(study: Study, receiver: Receiver, bytes_down: int, seconds: flo
 
 def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
     """The last evaluation: metrics and reliability bins by site and split, and pooled."""
-    number = receiver.instruction.round
     sites: dict[str, Json] = {
         site: {"n": sizes(reply["sizes"]), "metrics": {}, "reliability": {}}
         for site, reply in sorted(receiver.accepted.items())
@@ -52,7 +53,7 @@ def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
     pooled: Json = {"metrics": {}, "reliability": {}}
     for split in receiver.instruction.evaluate:
         name = f"incoming/{split}"
-        by_site, together = metrics(study, receiver, name, number)
+        by_site, together = metrics(study, receiver, name, bootstrap=True)
         for site, found in by_site.items():
             sites[site]["metrics"][split] = found
         pooled["metrics"][split] = together
@@ -68,20 +69,23 @@ def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
     }
 
 
-def metrics(study: Study, receiver: Receiver, name: str, number: int) -> tuple[dict[str, Json], Json | None]:
+def metrics(study: Study, receiver: Receiver, name: str, *, bootstrap: bool) -> tuple[dict[str, Json], Json | None]:
     """(figures by site, figures pooled over the sites that told) of the outcomes told under ``name``."""
+
+    def draws(site: str) -> np.random.Generator | None:
+        return seeds.generator(study.study.seed, "intervals", name, site) if bootstrap else None
+
     told = receiver.statistics(name)
-    by_site = {site: judged(study, statistic, name, number, site) for site, statistic in told.items()}
+    by_site = {site: judged(statistic, draws(site)) for site, statistic in told.items()}
     together = merged(told)
-    return by_site, None if together is None else judged(study, together, name, number, "*pooled*")
+    return by_site, None if together is None else judged(together, draws("*pooled*"))
 
 
-def judged(study: Study, statistic: Any, name: str, number: int, site: str) -> Json:
+def judged(statistic: Any, rng: np.random.Generator | None) -> Json:
     """Figures of one outcome as JSON, or why there are none."""
     if isinstance(statistic, Withheld):
         why = f"fewer than {statistic.minimum} patients"
         return {key: {"value": None, "low": None, "high": None, "why": why} for key in METRICS}
-    rng = seeds.generator(study.study.seed, "intervals", name, number, site)
     return {key: figure.json() for key, figure in figures(statistic, rng).items()}
 
 

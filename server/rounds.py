@@ -87,7 +87,8 @@ def one_round(
     """One round: choose, send, fold each reply as it comes and drop it, finish, commit."""
     started = time.monotonic()
     chosen = choose(study, sites.names(), state.round + 1)  # 1 choose sites
-    instruction = instruct(study, journal.meta["run"], state, fit=True)
+    untold = not journal.told_by().issuperset(chosen)
+    instruction = instruct(study, journal.meta["run"], state, fit=True, describe=untold)
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
 
@@ -112,9 +113,10 @@ def one_round(
 
 def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: Observer) -> dict[str, Any]:
     """Judges the final state at every site, on validation and test images, and commits what was found."""
-    instruction = instruct(study, journal.meta["run"], state, fit=False)
-    message = encode_instruction(instruction)
     chosen = tuple(sites.names())
+    untold = not journal.told_by().issuperset(chosen)
+    instruction = instruct(study, journal.meta["run"], state, fit=False, describe=untold)
+    message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
     receiver = Receiver(instruction, chosen, None)
     for delivery in sites.send(message, chosen, study.rounds.deadline):
@@ -146,8 +148,8 @@ def choose(study: Study, names: Sequence[str], round_number: int) -> tuple[str, 
     return tuple(sorted(str(name) for name in drawn))
 
 
-def instruct(study: Study, run_name: str, state: State, *, fit: bool) -> Instruction:
-    """What every site of the next round is asked: in round 1 also how its data are distributed."""
+def instruct(study: Study, run_name: str, state: State, *, fit: bool, describe: bool) -> Instruction:
+    """What every site of the next round is asked; ``describe``: also how its data are spread."""
     number = state.round + 1
     return Instruction(
         study=study.digest,
@@ -157,7 +159,7 @@ def instruct(study: Study, run_name: str, state: State, *, fit: bool) -> Instruc
         base=digest(state.tensors),
         fit=fit,
         evaluate=("val",) if fit else ("val", "test"),
-        describe=number == 1 or study.rounds.sites_per_round is not None,
+        describe=describe,
         tensors=state.tensors,
     )
 

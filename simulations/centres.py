@@ -137,21 +137,21 @@ class Patient(NamedTuple):
 
 
 def demo_centres() -> tuple[Centre, ...]:
-    """Five centres, 820 pictures: a large one to measure by, and four of which each differs in one way that hurts."""
+    """Five centres, 1,060 pictures: a large one to measure by, and four of which each differs in one way that hurts."""
     old = Scanner(blur=1.0, bias_field=0.15, gamma=1.3, contrast=0.8, brightness=0.06, vignette=0.3, noise=0.05)
     return (
-        Centre("large_hospital", patients=280),
-        Centre("small_clinic", patients=35, images_per_patient=2),
-        Centre("old_scanner", patients=150, scanner=old),
-        Centre("screening_unit", patients=190, prevalence=0.15),
-        Centre("hurried_readers", patients=130, missed=0.5, overcalled=0.05),
+        Centre("large_hospital", patients=360),
+        Centre("small_clinic", patients=45, images_per_patient=2),
+        Centre("old_scanner", patients=195, scanner=old),
+        Centre("screening_unit", patients=245, prevalence=0.15),
+        Centre("hurried_readers", patients=170, missed=0.5, overcalled=0.05),
     )
 
 
 def write_centres(folder: Path, centres: Sequence[Centre], *, seed: int, size: int = 128) -> Path:
     """Writes the pictures of ``centres`` and the manifest that lists them.
 
-    The same arguments give the same bytes. Patients are split into train, val and test (0.65, 0.15, 0.2 of each
+    The same arguments give the same bytes. Patients are split into train, val and test (0.5, 0.15, 0.35 of each
     label); from three patients of a label on, every split has one. The manifest stands only while it is true: an
     old one goes before the first picture is written, the new one comes, at once, after the last.
 
@@ -230,7 +230,7 @@ def _splits(patients: Sequence[Patient]) -> dict[int, str]:
     for label in (NORMAL, LESION):
         queue = sorted((p for p in patients if p.label == label), key=lambda p: p.order)
         scarce = len(queue) < 3  # train first, then test: a model is worth more than its choice on validation
-        test = len(queue) // 2 if scarce else max(1, round(0.2 * len(queue)))
+        test = len(queue) // 2 if scarce else max(1, round(0.35 * len(queue)))
         val = 0 if scarce else max(1, round(0.15 * len(queue)))
         for place, patient in enumerate(queue):
             splits[patient.number] = "test" if place < test else "val" if place < test + val else "train"

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest, sites
 from polyclinic.client.evaluate import outcome
 from polyclinic.client.policy import Policy
-from polyclinic.core.errors import DataError
+from polyclinic.core import seeds
+from polyclinic.core.errors import DataError, RunError
 from polyclinic.core.runs import Run
 from polyclinic.core.statistics.monoid import Statistic, Withheld, release
 from polyclinic.models import network
-from polyclinic.models.export import load_adapted
+from polyclinic.models.export import WEIGHTS, load_adapted
 from polyclinic.server import monitor
 
 HERE = "test"
@@ -30,7 +33,7 @@ def evaluate(run: Run, manifest: Path, split: str = "test", policy: Policy | Non
 
     Raises:
         DataError: the manifest cannot be used, or has no image in that split.
-        RunError: the run has no adapter, or one of another study.
+        RunError: the run has no adapter, or another one than it made.
     """
     study, rules = run.study, policy or Policy()
     torch.set_num_threads(study.training.threads)
@@ -40,7 +43,7 @@ def evaluate(run: Run, manifest: Path, split: str = "test", policy: Policy | Non
     if not chosen:
         raise DataError(f"no image is in split '{split}'", where=str(manifest), remedy="choose another --split, or all")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_adapted(study, run.adapter).to(device)
+    model = adapted(run).to(device)
     told: dict[str, Statistic | Withheld] = {}
     found: dict[str, Any] = {}
     for name, group in sites(chosen).items():
@@ -57,8 +60,23 @@ def evaluate(run: Run, manifest: Path, split: str = "test", policy: Policy | Non
     }
 
 
+def adapted(run: Run) -> nn.Module:
+    """The run's model: pixels [N, C, S, S] in [0, 1] → outputs.
+
+    Raises:
+        RunError: the run's folder holds no adapter, or another one than the run made.
+    """
+    model = load_adapted(run.study, run.adapter)
+    weights = run.adapter / WEIGHTS
+    if hashlib.sha256(weights.read_bytes()).hexdigest() != run.summary["adapter_sha256"]:
+        raise RunError(
+            "is the adapter of another run", where=str(weights), remedy="put the one back that summary.json names"
+        )
+    return model
+
+
 def _judged(run: Run, statistic: Statistic | Withheld | None, site: str) -> dict[str, Any]:
     if statistic is None:
         return {"metrics": None, "reliability": []}
-    metrics = monitor.judged(run.study, statistic, "external", 0, site)
+    metrics = monitor.judged(statistic, seeds.generator(run.study.study.seed, "intervals", "external", site))
     return {"metrics": metrics, "reliability": monitor.bins(statistic)}

@@ -16,7 +16,8 @@ def explain(study: Study) -> dict[str, list[str]]:
     factors = sum(array.size for name, array in tensors.items() if not name.startswith("head."))
     rounds, monitoring, training = study.rounds, study.monitoring, study.training
     length = f"{training.steps} batches" if training.steps else f"{training.epochs or 1} epoch(s)"
-    who = f"{rounds.sites_per_round} drawn sites" if rounds.sites_per_round else "all sites"
+    drawn = rounds.sites_per_round
+    who, once = (f"{drawn} drawn sites", "In every round in which it is drawn") if drawn else ("all sites", "Once")
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
@@ -35,12 +36,14 @@ def explain(study: Study) -> dict[str, list[str]]:
         "What leaves a site": [
             f"The trained weights above: {len(encode(tensors)):,} bytes a round.",
             "Counts of images and patients by split, and the seconds that the work took.",
-            f"How the model did on validation (each round) and test images (at the end): confusion counts, sums of "
-            f"loss and Brier score, {monitoring.bins} reliability bins, scores in {monitoring.score_bins} bins.",
-            f"Once, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
+            f"How the model did on validation images (each round) and on validation and test images (at the end): "
+            f"confusion counts, sums of loss and Brier score, {monitoring.bins} reliability bins, scores in "
+            f"{monitoring.score_bins} bins.",
+            f"{once}, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
             f"of frozen features and of {monitoring.kernel_features} random Fourier features (one image a patient), a "
             "histogram of intensities, counts of labels.",
-            "No figure over fewer patients than the site's policy says (10, unless the site says otherwise).",
+            "How the model did and how the data are spread: only where they tell of as many patients as the site's "
+            "policy says (10, unless the site says otherwise). Weights and counts leave in any case.",
         ],
         "What does not leave a site": [
             "Images, file names, patients' identifiers, the manifest, single predictions, single features, gradients.",

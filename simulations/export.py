@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 from polyclinic.core import files
 from polyclinic.core.errors import RunError
 from polyclinic.core.runs import Run
-from polyclinic.models.export import load_adapted, write_merged
+from polyclinic.models.export import write_merged
+from polyclinic.simulations.evaluate import adapted
 
 _ADAPTER = """# Adapter of study "{name}"
 
@@ -27,11 +29,11 @@ Study digest: `{digest}`. Backbone: `{backbone}`, with the adapter merged in, in
 head is in `head.safetensors`; `polyclinic.json` says how pixels are normalised and tokens pooled.
 
 ```python
-import json, torch
+import json, pathlib, torch
 from safetensors.torch import load_file
 from transformers import AutoModel
-card, head = json.load(open("polyclinic.json")), load_file("head.safetensors")
-encoder = AutoModel.from_pretrained(".").eval()
+card, head = json.loads(pathlib.Path("polyclinic.json").read_text()), load_file("head.safetensors")
+encoder = AutoModel.from_pretrained("."{options}).eval()
 mean, std = (torch.tensor(card[k]).view(1, -1, 1, 1) for k in ("mean", "std"))
 tokens = encoder(pixel_values=(pixels - mean) / std).last_hidden_state   # pixels in [0, 1], {size} × {size}
 cls, patches = tokens[:, 0], tokens[:, card["leading_tokens"]:].mean(1)
@@ -54,10 +56,10 @@ def export(run: Run, folder: Path, *, merged: bool) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         try:
+            adapted(run)  # refuses one that is damaged or another run's
             if merged:
                 write_merged(study, run.adapter, beside)
             else:
-                load_adapted(study, run.adapter)  # refuses a damaged one
                 shutil.copytree(run.adapter, beside, dirs_exist_ok=True)
             shutil.copy(run.folder / "study.toml", beside)
             text = (_MERGED if merged else _ADAPTER).format(
@@ -65,8 +67,16 @@ def export(run: Run, folder: Path, *, merged: bool) -> None:
                 digest=study.digest,
                 backbone=study.backbone.reference,
                 size=study.data.image_size,
+                options=_options(beside),
             )
             files.write(beside / "README.md", text)
             beside.rename(folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
+
+
+def _options(folder: Path) -> str:
+    """What transformers must be told so that it does not make up a pooler that the model never had."""
+    config = folder / "config.json"
+    vit = config.is_file() and json.loads(config.read_text(encoding="utf-8"))["model_type"] == "vit"
+    return ", add_pooling_layer=False" if vit else ""

@@ -7,15 +7,9 @@ internal names of flwr 1.41 that this needs are imported here and nowhere else.
 
 from __future__ import annotations
 
-import logging
-import os
 import secrets
-import shutil
-import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +49,8 @@ from polyclinic.server.journal import Journal
 from polyclinic.server.rounds import Observer
 from polyclinic.server.transport import brief
 from polyclinic.simulations import inprocess
+from polyclinic.simulations.ray_session import cluster, quiet
 
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
 PATIENCE = 30.0
 """Seconds in which the runtime's threads must have ended once they are asked to."""
 
@@ -98,7 +86,7 @@ class FlowerEngine:
         """What is left of the run, by the ServerApp; it opens the journal in the run folder by itself."""
         if journal.state() is None:
             files.write(self._folder / INITIAL, encode(network.build(self._study).read()))
-        with _surroundings(self._folder / "flower.log") as scratch, _cluster(self._address, self._cpus(), scratch):
+        with quiet(self._folder / "flower.log") as scratch, cluster(self._address, self._cpus(), scratch):
             runtime = Runtime(self._nodes(), self._workers, self._study.training.threads)
             try:
                 runtime.serve(str(self._folder), observe)
@@ -288,45 +276,3 @@ def _client_app() -> ClientApp:
 def _own_peak(actor: Any) -> float:
     """Called in the client processes."""
     return inprocess.own_peak_mb()
-
-
-@contextmanager
-def _cluster(address: str | None, cpus: int, scratch: Path) -> Iterator[None]:
-    """A Ray of our own for the time, or a connection to the one at ``address``."""
-    stock: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    own = {"num_cpus": cpus, "include_dashboard": False, "_temp_dir": str(scratch)}
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**stock, **({"address": address} if address else own))
-    except Exception as failure:
-        remedy = "check the address" if address else "see whether another Ray runs here"
-        raise EngineError(
-            f"Ray did not start: {brief(str(failure))}" if not address else f"no Ray cluster: {brief(str(failure))}",
-            where=address or "",
-            remedy=remedy,
-        ) from failure
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _surroundings(log: Path) -> Iterator[Path]:
-    """A scratch folder, no telemetry, and Flower's log lines in a file instead of on the terminal."""
-    # the paths of Ray's sockets lie below and may have about 100 characters: a run folder's would be too long
-    scratch = Path(tempfile.mkdtemp(prefix="plc", dir="/tmp" if os.name == "posix" else None))
-    logger = logging.getLogger("flwr")
-    kept, propagate = logger.handlers[:], logger.propagate
-    before = {name: os.environ.get(name) for name in (*QUIET, "FLWR_HOME")}
-    os.environ.update(QUIET, FLWR_HOME=str(scratch))
-    logger.handlers[:], logger.propagate = [logging.FileHandler(log, encoding="utf-8")], False
-    try:
-        yield scratch
-    finally:
-        logger.handlers[0].close()
-        logger.handlers[:], logger.propagate = kept, propagate
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -51,18 +51,20 @@ def simulate(
         EngineError: a worker process died.
     """
     rows, cohort = gather(study, manifest, options.policy)
-    journal = open_journal(study, data_digest(rows), folder, resume=options.resume)
+    for problem in federation_problems(rows, study.training.batch_size):
+        observe(Event("warning", 0, failure=str(problem)))  # errors have been raised
+    machine = start(study, manifest, folder, cohort, options)  # first: an unknown backbone leaves no folder behind
     try:
-        machine = start(study, manifest, folder, cohort, options)
+        journal = open_journal(study, data_digest(rows), folder, resume=options.resume)
         try:
             machine.run(journal, observe)
             if options.baselines:
                 run_baselines(machine, journal, observe)
             finish(study, journal, folder, machine.name, machine.peak_mb())
         finally:
-            machine.close()
+            journal.close()
     finally:
-        journal.close()
+        machine.close()
     return Run(folder)
 
 

@@ -55,8 +55,8 @@ class Bin(NamedTuple):
     frequency: float
 
 
-def figures(outcome: Outcome, rng: np.random.Generator) -> dict[str, Figure]:
-    """All figures by name; ``rng`` draws the bootstrap of the calibration errors."""
+def figures(outcome: Outcome, rng: np.random.Generator | None) -> dict[str, Figure]:
+    """All figures by name; ``rng`` draws the bootstrap of the calibration errors, which have no interval without it."""
     return {
         "auroc": auroc(outcome),
         "accuracy": accuracy(outcome),
@@ -160,16 +160,17 @@ def _mean(outcome: Outcome, total: int, squared: int, most: float) -> Figure:
     return _figure(one / outcome.images, intervals.mean(one, two, outcome.images, outcome.patients, most))
 
 
-def ece(outcome: Outcome, rng: np.random.Generator) -> Figure:
+def ece(outcome: Outcome, rng: np.random.Generator | None) -> Figure:
     """Expected calibration error over bins of equal width: torchmetrics' with norm "l1" (see ``tally``)."""
     if not outcome.images:
         return missing(NO_IMAGES)
     count, confidence, correct = _real(outcome.reliability)
     value = float(np.abs(confidence - correct).sum() / count.sum())
-    return _figure(value, intervals.calibration(count, confidence, correct, outcome.patients, rng))
+    groups = (count, confidence, correct)
+    return _figure(value, None if rng is None else intervals.calibration(*groups, outcome.patients, rng))
 
 
-def ece_adaptive(outcome: Outcome, rng: np.random.Generator) -> Figure:
+def ece_adaptive(outcome: Outcome, rng: np.random.Generator | None) -> Figure:
     """Expected calibration error over 15 groups of equal size, in the order of confidence.
 
     Of N confidences in order, group g holds those from ⌊gN/15⌋ to ⌊(g+1)N/15⌋. Where a group's edge cuts a fine bin,
@@ -187,7 +188,7 @@ def ece_adaptive(outcome: Outcome, rng: np.random.Generator) -> Figure:
     furthest = np.maximum(np.abs(least), np.abs(most))
     nearest = np.where((least <= 0) & (most >= 0), 0.0, np.minimum(np.abs(least), np.abs(most)))
     bound = max((furthest - gaps).sum(), (gaps - nearest).sum()) / total
-    interval = intervals.calibration(*groups, outcome.patients, rng)
+    interval = None if rng is None else intervals.calibration(*groups, outcome.patients, rng)
     return _figure(float(gaps.sum() / total), interval, float(bound))
 
 

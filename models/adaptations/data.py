@@ -59,5 +59,6 @@ class Augment(Method):
         across = torch.where(draws[2] < 0, -1.0, 1.0) if self.flip else torch.ones_like(scale)
         down = torch.where(draws[3] < 0, -1.0, 1.0) if self.flip_vertical else torch.ones_like(scale)
         cos, sin = turn.cos() * scale, turn.sin() * scale
-        rows = (across * cos, -sin, 2 * self.shift * draws[4], sin * across, down * cos, 2 * self.shift * draws[5])
+        right, below = 2 * self.shift * draws[4], 2 * self.shift * draws[5]
+        rows = (across * cos, -sin * down, right, sin * across, down * cos, below)
         return torch.stack(rows, dim=1).view(-1, 2, 3)

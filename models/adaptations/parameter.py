@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from polyclinic.core.config import Method
-from polyclinic.core.errors import StudyError
+from polyclinic.core.errors import StudyError, UpdateError
 from polyclinic.models.contracts import Adaptation
 
 ROLES = {
@@ -69,9 +69,10 @@ class Lora(Method):
         from peft import LoraConfig, inject_adapter_in_model
 
         config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=self.pattern(model))
-        inject_adapter_in_model(config, model)
+        with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+            inject_adapter_in_model(config, model)
         for name, weight in model.named_parameters():
-            if ".lora_A." in name:  # peft drew from the global generator
+            if ".lora_A." in name:
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
 
@@ -85,7 +86,11 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def receive_residuals(model: nn.Module, extra: Mapping[str, Tensor]) -> frozenset[str]:
-    """Adds FedEx-LoRA's residuals, scaled as the layer scales B·A, to the frozen weights; without any, undoes it."""
+    """Adds FedEx-LoRA's residuals, scaled as the layer scales B·A, to the frozen weights; without any, undoes it.
+
+    Raises:
+        UpdateError: a residual has another shape than its layer's weight.
+    """
     claimed = set()
     for name, layer in lora_layers(model):
         weight = layer.base_layer.weight
@@ -93,6 +98,8 @@ def receive_residuals(model: nn.Module, extra: Mapping[str, Tensor]) -> frozense
         residual = extra.get(name + RESIDUAL)
         if residual is None and frozen is None:
             continue
+        if residual is not None and residual.shape != weight.shape:
+            raise UpdateError("is misshapen", where=name + RESIDUAL)
         if frozen is None:
             frozen = layer.frozen_weight = weight.detach().clone()
         with torch.no_grad():

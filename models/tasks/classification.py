@@ -34,6 +34,8 @@ class Classification(Method):
             raise ValueError("a binary task has two classes: the negative first, the positive second")
         if self.kind == "multiclass" and len(self.classes) < 3:
             raise ValueError("a multiclass task has three classes or more; with two it is binary")
+        if self.kind == "multilabel" and any(self._named(name) != [name] for name in self.classes):
+            raise ValueError("in a multi-label task no class is empty, has blanks around it or holds the separator")
         return self
 
     @property
@@ -47,14 +49,16 @@ class Classification(Method):
         Raises:
             ValueError: a label that is no class.
         """
-        named = [part.strip() for part in label.split(self.separator) if part.strip()]
-        chosen = named if self.kind == "multilabel" else [label]
+        chosen = self._named(label) if self.kind == "multilabel" else [label]
         for name in chosen:
             if name not in self.classes:
                 raise ValueError(f"unknown label '{name}'; the study knows {', '.join(self.classes)}")
         if self.kind == "multilabel":
             return tuple(int(name in chosen) for name in self.classes)
         return self.classes.index(label)
+
+    def _named(self, label: str) -> list[str]:
+        return [part.strip() for part in label.split(self.separator) if part.strip()]
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy: over classes, or over each logit by itself for binary and multi-label tasks."""
@@ -67,16 +71,17 @@ class Classification(Method):
     ) -> Outcome:
         """Mergeable outcome of logits [N, outputs] against targets [N] or [N, classes]."""
         logits = output.astype(np.float64)
-        if self.kind == "multiclass":
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-            nll = -log_p[np.arange(len(target)), target]
-            probabilities = np.exp(log_p)
-        else:
-            signed = np.where(target.reshape(logits.shape) == 1, logits, -logits)
-            nll = np.logaddexp(0.0, -signed).mean(axis=1)
-            probabilities = np.exp(-np.logaddexp(0.0, -logits))
-            probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
+        with np.errstate(invalid="ignore"):  # what is no number is refused by name below
+            if self.kind == "multiclass":
+                shifted = logits - logits.max(axis=1, keepdims=True)
+                log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+                nll = -log_p[np.arange(len(target)), target]
+                probabilities = np.exp(log_p)
+            else:
+                signed = np.where(target.reshape(logits.shape) == 1, logits, -logits)
+                nll = np.logaddexp(0.0, -signed).mean(axis=1)
+                probabilities = np.exp(-np.logaddexp(0.0, -logits))
+                probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
         return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
 
     def explain(self) -> str:

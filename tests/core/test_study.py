@@ -92,5 +92,5 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path) -> None:  # type: ignore[
     with pytest.raises(StudyError, match="cannot be read"):
         studies.load(tmp_path / "absent.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(StudyError, match="cannot be read"):
+    with pytest.raises(StudyError, match="is not UTF-8"):
         studies.load(tmp_path / "binary.toml")

@@ -109,7 +109,7 @@ def test_every_site_gets_the_bytes_and_answers() -> None:
     grid = FakeGrid()
     assert send(grid) == [Delivery(name, b"from %d" % number) for name, number in NODES.items()]
     sent = list(grid.pushed.values())
-    assert {m.content["message"]["bytes"].data for m in sent} == {b"do this"}
+    assert {m.content.array_records["message"]["bytes"].data for m in sent} == {b"do this"}
     assert len({id(m.content) for m in sent}) == 1  # one copy, however many sites
     assert {m.metadata.ttl for m in sent} == {5.0}
 

@@ -63,18 +63,19 @@ def test_no_shift_no_alarm(told: dict[str, dict[str, Any]], site: str) -> None:
     assert shift.label_shift(*against_alike(told, site, "labels")) > 0.01
 
 
-@pytest.mark.parametrize("site", ["dim", "noisy"])
-def test_another_scanner_is_found_in_features_and_is_no_label_shift(told: dict[str, dict[str, Any]], site: str) -> None:
-    mmd2, p_value = shift.mmd2(*against_alike(told, site, "kernel"))
+def test_another_scanner_is_found_in_features_and_is_no_label_shift(told: dict[str, dict[str, Any]]) -> None:
+    mmd2, p_value = shift.mmd2(*against_alike(told, "noisy", "kernel"))
     assert p_value < 1e-3
     assert mmd2 > 3 * max(shift.mmd2(*against_alike(told, f"alike_{i}", "kernel"))[0] for i in (1, 2, 3))
-    assert shift.frechet(*against_alike(told, site, "features")) > 3 * max(
+    assert shift.frechet(*against_alike(told, "noisy", "features")) > 3 * max(
         shift.frechet(*against_alike(told, f"alike_{i}", "features")) for i in (1, 2, 3)
     )
-    assert shift.label_shift(*against_alike(told, site, "labels")) > 0.01
+    assert shift.label_shift(*against_alike(told, "noisy", "labels")) > 0.01
 
 
-def test_a_darker_scanner_shows_in_intensities(told: dict[str, dict[str, Any]]) -> None:
+def test_a_darker_scanner_shows_in_intensities(
+    told: dict[str, dict[str, Any]],
+) -> None:
     assert shift.psi(*against_alike(told, "dim", "intensities")) > 0.1
 
 
