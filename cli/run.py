@@ -69,7 +69,7 @@ def export(
 
 def verify(run: RunFolder) -> None:
     """Check that a run was not altered: study, ledger line by line, rounds and adapter. Exit code 1 if it was."""
-    from polyclinic.cli.verify import verify as checks
+    from polyclinic.core.verify import verify as checks
 
     for found in checks(run):
         typer.echo(f"ok: {found}")
