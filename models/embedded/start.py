@@ -1,7 +1,7 @@
 """A head start for a small vision transformer: waves as its first filters, and positions that know their neighbours.
 
-Random filters take thousands of steps to become smooth ones; starting from cosines saves them (about four times fewer
-steps to the same loss early in this recipe).
+Random filters take many steps to become smooth ones. After the same 104 to 130 steps of this recipe the summed loss was
+3.55 from this start and 3.66 from random filters and positions (one seed).
 """
 
 from __future__ import annotations
