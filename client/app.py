@@ -13,14 +13,11 @@ from flwr.clientapp import ClientApp
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest, sites
 from polyclinic.client.policy import Policy
-from polyclinic.client.respond import Site, Workbench, respond
+from polyclinic.client.respond import Site, Workbench, respond, sayable
 from polyclinic.core import study as studies
 from polyclinic.core.config import parse
 from polyclinic.core.errors import EngineError, PolicyError, PolyclinicError, UpdateError
-from polyclinic.core.messages import Instruction, decode_instruction, encode_reply
-
-REFUSED = 1000
-"""Code of an error reply that is a site's own answer; Flower's codes are below."""
+from polyclinic.core.messages import REFUSED, Instruction, decode_instruction, encode_reply
 
 Find = Callable[[Context, Instruction], tuple[Workbench, Site]]
 """Whose turn it is and with what: a simulation looks into a manifest, a hospital's agent knows."""
@@ -33,7 +30,7 @@ def serve(message: Message, context: Context, find: Find) -> Message:
         bench, site = find(context, instruction)
         reply = encode_reply(respond(bench, site, instruction))
     except PolyclinicError as refusal:
-        return Message(Error(REFUSED, str(refusal)), reply_to=message)
+        return Message(Error(REFUSED, sayable(refusal, "this site")), reply_to=message)
     record = ArrayRecord({"bytes": Array("uint8", (len(reply),), "polyclinic", reply)})
     return Message(RecordDict({"message": record}), reply_to=message)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.evaluate import describe, outcome
 from polyclinic.client.fit import fit
 from polyclinic.client.policy import Kind, Policy
-from polyclinic.core.errors import DataError, UpdateError
+from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
@@ -100,6 +101,14 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         sizes=site.data.sizes(),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def sayable(refusal: PolyclinicError, site: str) -> str:
+    """What a server may hear of a refusal: of images and files only that they are at fault; the log has it all."""
+    if isinstance(refusal, PolicyError | UpdateError):
+        return str(refusal)
+    logging.getLogger(__name__).error("%s: %s", site, refusal)
+    return "the site cannot use its images or its backbone; its own log says why"
 
 
 def judge(bench: Workbench, site: Site, split: str) -> Statistic | Withheld | None:

@@ -16,10 +16,18 @@ class PolyclinicError(Exception):
         self.problem, self.where, self.remedy = problem, where, remedy
         super().__init__(problem, where, remedy)
 
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        """How it crosses to another process: exceptions with keywords do not by themselves."""
+        return _again, (type(self), self.problem, self.where, self.remedy)
+
     def __str__(self) -> str:
         place = f"{self.where}: " if self.where else ""
         advice = f" ({self.remedy})" if self.remedy else ""
         return f"{place}{self.problem}{advice}"
+
+
+def _again(kind: type[PolyclinicError], problem: str, where: str, remedy: str) -> PolyclinicError:
+    return kind(problem, where=where, remedy=remedy)
 
 
 class StudyError(PolyclinicError):

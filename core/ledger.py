@@ -68,5 +68,10 @@ def verify(lines: Iterable[str]) -> Iterator[Entry]:
         previous = found
 
 
+def fingerprint(document: Any) -> str:
+    """SHA-256 of the canonical form (RFC 8785) of JSON data, in hex."""
+    return hashlib.sha256(rfc8785.dumps(document)).hexdigest()
+
+
 def _digest(*parts: Any) -> str:
-    return hashlib.sha256(rfc8785.dumps(list(parts))).hexdigest()
+    return fingerprint(list(parts))

@@ -22,6 +22,8 @@ from polyclinic.core.update import decode as decode_tensors
 from polyclinic.core.update import encode as encode_tensors
 
 MAGIC = b"PLC1"
+REFUSED = 1000
+"""Code, from which on an error reply of a carrier is a site's own answer; the carrier's codes are below."""
 HEADER_LIMIT = 8 * 2**20
 """Bytes of a header after decompression: statistics are a few kilobytes."""
 

@@ -177,6 +177,9 @@ class Study(Config):
             raise StudyError(f"'{min(repeated)}' stands twice in the chain", where="adaptation", remedy="keep one")
         for method in (self.task, *self.adaptation, self.strategy, self.server_step):
             method.check(self)
+        if not any(method.low_rank for method in self.adaptation):
+            remedy = "add [[adaptation]] with method 'lora'"
+            raise StudyError("nothing in the chain makes an adapter", where="adaptation", remedy=remedy)
         return self
 
     @cached_property

@@ -32,6 +32,10 @@ def verify(folder: Path) -> Iterator[str]:
     yield f"ledger.jsonl: {len(entries)} lines, each following from the one before, up to the head in summary.json"
     _rounds(run, entries)
     yield f"rounds.jsonl: {len(run.rounds)} rounds, with the states that the ledger names"
+    told = {key: value for key, value in run.summary.items() if key != "ledger_head"}
+    same = entries[-1].body.get("summary") == ledger.fingerprint(told)
+    _demand(same, folder / "summary.json", "is not the summary whose digest the ledger's last line holds")
+    yield "summary.json: every figure as the ledger's last line seals it"
     yield f"adapter: the weights that summary.json and the ledger name ({_adapter(run, entries)})"
 
 
@@ -54,14 +58,11 @@ def read_ledger(path: Path) -> Sequence[Entry]:
 def _rounds(run: Run, entries: Sequence[Entry]) -> None:
     path = run.folder / "rounds.jsonl"
     told = [entry.body for entry in entries if entry.kind == "round"]
-    try:
-        records = run.rounds
-    except ValueError as failure:
-        raise RunError(f"is no JSON: {failure}", where=str(path), remedy=ALTERED) from failure
+    records = run.rounds
     _demand(len(records) == len(told) == run.summary["rounds"], path, f"holds {len(records)} rounds, the ledger "
             f"{len(told)}, summary.json {run.summary['rounds']}")  # fmt: skip
     for number, (record, body) in enumerate(zip(records, told, strict=True), 1):
-        same = all(_of(record, key) == body.get(key) for key in ("round", "base", "result"))
+        same = body.get("record") == ledger.fingerprint(record)
         _demand(same, path, f"line {number} is not the round that the ledger tells of")
 
 

@@ -23,6 +23,10 @@ class Task(Protocol):
     """What is predicted, how it is trained and how it is judged. Its configuration class is the plugin."""
 
     @property
+    def classes(self) -> Sequence[str]:
+        """What is told apart, in the order of indices."""
+
+    @property
     def outputs(self) -> int:
         """Numbers that the head gives for one image."""
 
@@ -36,6 +40,9 @@ class Task(Protocol):
         self, output: np.ndarray, target: np.ndarray, patients: Sequence[str], *, bins: int, score_bins: int
     ) -> Statistic:
         """Mergeable outcome of outputs [N, outputs] against targets [N] or [N, outputs]."""
+
+    def blank(self, *, bins: int, score_bins: int) -> Statistic:
+        """The outcome of no image: what every outcome of this task must be able to merge with."""
 
 
 def unchanged(model: nn.Module, generator: torch.Generator) -> None:

@@ -24,8 +24,8 @@ A, B = ".lora_A.default.weight", ".lora_B.default.weight"
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "polyclinic.json"
 
 
-def write_adapter(study: Study, tensors: Tensors, folder: Path) -> str:
-    """Writes a global state as a peft adapter and returns the SHA-256 of its weights file.
+def write_adapter(study: Study, tensors: Tensors, folder: Path, backbone: str) -> str:
+    """Writes a global state as a peft adapter and returns the SHA-256 of its weights file; ``backbone`` is that of its.
 
     ``PeftModel.from_pretrained(plain(study), folder)`` gives the same outputs. Residuals of ``exact`` are folded into
     the factors by a singular value decomposition that cuts nothing but rounding, so their rank may be higher.
@@ -37,7 +37,8 @@ def write_adapter(study: Study, tensors: Tensors, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / WEIGHTS, body)
     files.write(folder / CONFIG, json.dumps(_config(study, lora, ranks), indent=1, sort_keys=True))
-    card = {"study_digest": study.digest, "backbone": study.backbone.reference, "sha256": sha256}
+    named = {"backbone": study.backbone.reference, "backbone_sha256": backbone}
+    card = {"study_digest": study.digest, **named, "sha256": sha256}
     files.write(folder / CARD, json.dumps(card, indent=1))
     return sha256
 
@@ -52,7 +53,7 @@ def load_adapted(study: Study, folder: Path) -> nn.Module:
 
     try:
         card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-        digest, sha256 = card["study_digest"], card["sha256"]
+        digest, sha256, backbone = card["study_digest"], card["sha256"], card["backbone_sha256"]
         json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         body = (folder / WEIGHTS).read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as failure:
@@ -62,8 +63,13 @@ def load_adapted(study: Study, folder: Path) -> nn.Module:
             "the adapter belongs to another study", where=str(folder), remedy="use the run that it came from"
         )
     if hashlib.sha256(body).hexdigest() != sha256:
-        raise RunError("the adapter's weights were changed or damaged", where=str(folder / WEIGHTS))
-    model: nn.Module = PeftModel.from_pretrained(plain(study), str(folder))
+        remedy = "restore the folder from a copy, or resume the run with --resume: it is then written anew"
+        raise RunError("the adapter's weights were changed or damaged", where=str(folder / WEIGHTS), remedy=remedy)
+    network = plain(study)
+    if network.backbone.sha256 != backbone:
+        remedy = "get the weights that the run used; pin them with backbone.sha256 in the study"
+        raise RunError("the run had another backbone than the study now finds", where=str(folder), remedy=remedy)
+    model: nn.Module = PeftModel.from_pretrained(network, str(folder))
     return model.eval()
 
 

@@ -26,7 +26,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder.module
-        self.leading, self.pooling = encoder.leading, pooling
+        self.leading, self.pooling, self.sha256 = encoder.leading, pooling, encoder.sha256
         self.width = encoder.width * (2 if pooling == "cls+mean" else 1)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)

@@ -106,9 +106,9 @@ class Journal:
         """Records of the committed rounds, in order."""
         return [json.loads(row[0]) for row in self._db.execute("SELECT record FROM rounds ORDER BY round")]
 
-    def told(self, name: str) -> Iterator[tuple[str, bytes]]:
+    def told(self, name: str) -> list[tuple[str, bytes]]:
         """(site, encoded statistic) of what sites told under ``name``, by site."""
-        yield from self._db.execute("SELECT site, statistic FROM told WHERE name = ? ORDER BY site", (name,))
+        return self._db.execute("SELECT site, statistic FROM told WHERE name = ? ORDER BY site", (name,)).fetchall()
 
     def told_by(self) -> set[str]:
         """Sites that told anything about their data."""
@@ -159,7 +159,7 @@ class Journal:
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield self._db
-        except sqlite3.OperationalError as failure:
+        except sqlite3.DatabaseError as failure:
             raise RunError(
                 f"the journal cannot be written: {failure}",
                 where=str(self._folder),

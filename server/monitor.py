@@ -18,15 +18,17 @@ from polyclinic.server.receive import Receiver
 Json = dict[str, Any]
 
 
-def round_record(study: Study, receiver: Receiver, bytes_down: int, seconds: float) -> Json:
+def round_record(receiver: Receiver, bytes_down: int, seconds: float) -> Json:
     """One object of rounds.jsonl: see docs/run-folder.md."""
     number = receiver.instruction.round
     # without the calibration errors' bootstrap: it would cost more than all else that the server does
-    incoming, fitted = (metrics(study, receiver, f"{moment}/val", bootstrap=False) for moment in ("incoming", "fitted"))
+    incoming, fitted = (metrics(receiver, f"{moment}/val") for moment in ("incoming", "fitted"))
+    told = receiver.statistics("incoming/val")
     sites = {
         site: {
             "incoming": incoming[0].get(site),
             "fitted": fitted[0].get(site),
+            "reliability": bins(told.get(site)),
             "weight": reply["weight"],
             "seconds": reply["seconds"],
         }
@@ -38,7 +40,7 @@ def round_record(study: Study, receiver: Receiver, bytes_down: int, seconds: flo
         "bytes_up": receiver.bytes_up,
         "bytes_down": bytes_down,
         "sites": sites,
-        "pooled": {"incoming": incoming[1], "fitted": fitted[1]},
+        "pooled": {"incoming": incoming[1], "fitted": fitted[1], "reliability": bins(merged(told))},
         "worst_site": worst(incoming[0]),
         "excluded": dict(sorted(receiver.excluded.items())),
     }
@@ -53,9 +55,10 @@ def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
     pooled: Json = {"metrics": {}, "reliability": {}}
     for split in receiver.instruction.evaluate:
         name = f"incoming/{split}"
-        by_site, together = metrics(study, receiver, name, bootstrap=True)
-        for site, found in by_site.items():
-            sites[site]["metrics"][split] = found
+        by_site, together = metrics(receiver, name, study.study.seed)
+        for site, row in sites.items():
+            why = "no images" if not row["n"].get(split, {}).get("images") else "the site's policy does not tell it"
+            row["metrics"][split] = by_site.get(site) or unavailable(why)
         pooled["metrics"][split] = together
         for site, statistic in receiver.statistics(name).items():
             sites[site]["reliability"][split] = bins(statistic)
@@ -69,11 +72,14 @@ def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
     }
 
 
-def metrics(study: Study, receiver: Receiver, name: str, *, bootstrap: bool) -> tuple[dict[str, Json], Json | None]:
-    """(figures by site, figures pooled over the sites that told) of the outcomes told under ``name``."""
+def metrics(receiver: Receiver, name: str, seed: int | None = None) -> tuple[dict[str, Json], Json | None]:
+    """(figures by site, figures pooled over the sites that told) of the outcomes told under ``name``.
+
+    ``seed`` is that of the calibration errors' bootstrap; without one they have no interval.
+    """
 
     def draws(site: str) -> np.random.Generator | None:
-        return seeds.generator(study.study.seed, "intervals", name, site) if bootstrap else None
+        return None if seed is None else seeds.generator(seed, "intervals", name, site)
 
     told = receiver.statistics(name)
     by_site = {site: judged(statistic, draws(site)) for site, statistic in told.items()}
@@ -84,9 +90,13 @@ def metrics(study: Study, receiver: Receiver, name: str, *, bootstrap: bool) -> 
 def judged(statistic: Any, rng: np.random.Generator | None) -> Json:
     """Figures of one outcome as JSON, or why there are none."""
     if isinstance(statistic, Withheld):
-        why = f"fewer than {statistic.minimum} patients"
-        return {key: {"value": None, "low": None, "high": None, "why": why} for key in METRICS}
+        return unavailable(f"fewer than {statistic.minimum} patients")
     return {key: figure.json() for key, figure in figures(statistic, rng).items()}
+
+
+def unavailable(why: str) -> Json:
+    """Figures that cannot be had."""
+    return {key: {"value": None, "low": None, "high": None, "why": why} for key in METRICS}
 
 
 METRICS = ("auroc", "accuracy", "balanced_accuracy", "nll", "brier", "ece", "ece_adaptive")

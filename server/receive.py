@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from polyclinic.core.errors import PolyclinicError, UpdateError
+from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, Reply, decode_reply
 from polyclinic.core.statistics.codec import pack
 from polyclinic.core.statistics.monoid import Statistic, Withheld
+from polyclinic.core.study import Study
 from polyclinic.core.update import Manifest, digest
 
 OVERHEAD = 2**20
@@ -19,8 +21,10 @@ LATE = "no reply before the deadline"
 TOLD = ("describe/features", "describe/kernel", "describe/intensities", "describe/labels")
 """Statistics of a site's data, kept over rounds."""
 
-KNOWN = {*TOLD, "incoming/val", "incoming/test", "fitted/val"}
-"""Everything that a site may tell; anything else is refused."""
+KNOWN = {name: name.removeprefix("describe/") for name in TOLD} | dict.fromkeys(
+    ("incoming/val", "incoming/test", "fitted/val"), "outcome"
+)
+"""Everything that a site may tell, and of which kind it is; anything else is refused."""
 
 
 class Receiver:
@@ -30,11 +34,24 @@ class Receiver:
         accepted: site → its reply's statistics, sizes, weight, seconds and digest.
         excluded: site → why nothing of it counted.
         refused: (site, why) of every single message that was set aside, repeats included.
+        totals: name → sum of what was told under it, beside a blank of the study's own configuration.
         bytes_up: of all that arrived.
+
+    Args:
+        expects: what an update must be; None if none is asked for.
+        totals: what statistics must be able to merge with: blanks, and what was told in earlier rounds.
     """
 
-    def __init__(self, instruction: Instruction, chosen: tuple[str, ...], expects: Manifest | None) -> None:
-        self.instruction, self.chosen, self._expects = instruction, chosen, expects
+    def __init__(
+        self,
+        study: Study,
+        instruction: Instruction,
+        chosen: tuple[str, ...],
+        expects: Manifest | None,
+        totals: Mapping[str, Any],
+    ) -> None:
+        self._study, self.instruction, self.chosen, self._expects = study, instruction, chosen, expects
+        self.totals: dict[str, Any] = dict(totals)
         self.accepted: dict[str, dict[str, Any]] = {}
         self.excluded: dict[str, str] = {}
         self.refused: list[tuple[str, str]] = []
@@ -48,11 +65,11 @@ class Receiver:
                 raise UpdateError(failure or "no reply")
             reply = decode_reply(message, None if self._expects is None else self._expects.size + OVERHEAD)
             self._demand(site, reply)
+            totals = self._merged(reply)
         except PolyclinicError as refusal:
-            self.refused.append((site, str(refusal)))
-            if site not in self.accepted:
-                self.excluded[site] = str(refusal)
+            self.set_aside(site, str(refusal))
             return None
+        self.totals |= totals
         self.excluded.pop(site, None)
         self.accepted[site] = {
             "statistics": dict(reply.statistics),
@@ -62,6 +79,17 @@ class Receiver:
             "update": digest(reply.update.tensors) if reply.update else None,
         }
         return reply
+
+    def set_aside(self, site: str, why: str) -> None:
+        """Notes that a message of ``site`` does not count."""
+        self.refused.append((site, why))
+        if site not in self.accepted:
+            self.excluded[site] = why
+
+    def undo(self, site: str, why: str) -> None:
+        """Takes back what was accepted of ``site``: its update cannot be folded."""
+        del self.accepted[site]
+        self.set_aside(site, why)
 
     def close(self) -> None:
         """Names those who never answered."""
@@ -87,6 +115,8 @@ class Receiver:
         """The ledger's entry: who took part with which digest and weight, who was set aside and why."""
         kept = {key: record[key] for key in ("round", "base", "result") if key in record}
         took_part = {site: {"update": r["update"], "weight": r["weight"]} for site, r in sorted(self.accepted.items())}
+        if "sites" in record:
+            kept["record"] = fingerprint(record)
         return {**kept, "sites": took_part, "refused": [list(pair) for pair in sorted(self.refused)]}
 
     def _demand(self, site: str, reply: Reply) -> None:
@@ -100,11 +130,24 @@ class Receiver:
                 raise UpdateError(f"reply is to another {name}")
         if reply.site != site:
             raise UpdateError("reply carries another site's name")
-        if unknown := reply.statistics.keys() - KNOWN:
+        if unknown := reply.statistics.keys() - KNOWN.keys():
             raise UpdateError("statistic was not agreed on", where=ascii(min(unknown))[:80])
         if (reply.update is None) == asked.fit:
             raise UpdateError("an update was asked for and is missing" if asked.fit else "an update was not asked for")
         if reply.update is not None and self._expects is not None:
-            if type(reply.update.weight) is not int or not 1 <= reply.update.weight < 2**40:
-                raise UpdateError("weight is no count of images or patients")
+            images, patients = reply.sizes.get("train", (0, 0))
+            due = {"images": images, "patients": patients, "equal": 1}[self._study.rounds.weight]
+            if not 1 <= reply.update.weight == due:
+                raise UpdateError(f"weight {reply.update.weight} is not the {due} that its own counts give")
             self._expects.check(reply.update.tensors)
+
+    def _merged(self, reply: Reply) -> dict[str, Any]:
+        """The totals with what this reply tells; UpdateError for another kind or configuration than agreed."""
+        merged: dict[str, Any] = {}
+        for name, statistic in reply.statistics.items():
+            kind = statistic.kind if isinstance(statistic, Withheld) else statistic.name
+            if kind != KNOWN[name]:
+                raise UpdateError(f"is a statistic of another kind: {kind}", where=name)
+            if not isinstance(statistic, Withheld):
+                merged[name] = self.totals[name] + statistic if name in self.totals else statistic
+        return merged

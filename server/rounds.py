@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polyclinic.core import seeds
-from polyclinic.core.errors import RunError
+from polyclinic.core.errors import RunError, UpdateError
+from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, encode_instruction
 from polyclinic.core.study import Study
-from polyclinic.core.update import Tensors, Update, digest
-from polyclinic.server import monitor
+from polyclinic.core.update import Manifest, Tensors, Update, digest
+from polyclinic.server import monitor, shift
 from polyclinic.server.journal import Journal, State
-from polyclinic.server.receive import Receiver
+from polyclinic.server.receive import KNOWN, TOLD, Receiver
 from polyclinic.strategies.contract import Step, Strategy
 
 
@@ -92,20 +93,24 @@ def one_round(
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
 
-    receiver = Receiver(instruction, chosen, strategy.expects(state.tensors))
+    receiver = Receiver(study, instruction, chosen, strategy.expects(state.tensors), blanks(study, journal))
     fold = strategy.init(state.tensors)
     for delivery in sites.send(message, chosen, study.rounds.deadline):  # 2 send, 3 at the site
         reply = receiver.check(delivery.site, delivery.message, delivery.failure)  # 4 receive: verify, add, drop
-        observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
         if reply is not None and reply.update is not None:
-            fold = strategy.add(fold, bounded(reply.update, study.rounds.weight_cap))
+            try:
+                fold = strategy.add(fold, bounded(reply.update, study.rounds.weight_cap))
+            except UpdateError as refusal:
+                receiver.undo(delivery.site, str(refusal))
+        observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
     receiver.close()
     demand_quorum(study, receiver, journal)
 
     memory, tensors = step.apply(state.memory, state.tensors, strategy.finish(fold))  # 5 finish
+    demand_sound(tensors, instruction.round)
     after = State(instruction.round, tensors, memory)
-    record = monitor.round_record(study, receiver, len(message) * len(chosen), time.monotonic() - started)
-    record |= {"base": instruction.base, "result": digest(tensors)}
+    record = monitor.round_record(receiver, len(message) * len(chosen), time.monotonic() - started)
+    record |= {"base": instruction.base, "result": digest(tensors), "shift": shift.renewed(journal, receiver.told())}
     journal.commit(state=after, record=record, told=receiver.told(), entries=[("round", receiver.entry(record))])  # 6
     observe(Event("done", instruction.round, record=record))
     return after
@@ -118,14 +123,14 @@ def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: O
     instruction = instruct(study, journal.meta["run"], state, fit=False, describe=untold)
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
-    receiver = Receiver(instruction, chosen, None)
+    receiver = Receiver(study, instruction, chosen, None, blanks(study, journal))
     for delivery in sites.send(message, chosen, study.rounds.deadline):
         receiver.check(delivery.site, delivery.message, delivery.failure)
         observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
     receiver.close()
     demand_quorum(study, receiver, journal)
     final = monitor.final_record(study, receiver, len(message) * len(chosen))
-    entry = receiver.entry({"round": instruction.round, "base": instruction.base})
+    entry = receiver.entry({"round": instruction.round, "base": instruction.base}) | {"final": fingerprint(final)}
     journal.commit(results={"final": final}, told=receiver.told(), entries=[("evaluation", entry)])
     return final
 
@@ -164,6 +169,24 @@ def instruct(study: Study, run_name: str, state: State, *, fit: bool, describe: 
     )
 
 
+def blanks(study: Study, journal: Journal) -> dict[str, Any]:
+    """What the statistics of a round must be able to merge with: a blank outcome, and what was told before."""
+    task: Any = study.task
+    blank = task.blank(bins=study.monitoring.bins, score_bins=study.monitoring.score_bins)
+    told = {name: shift.known(journal, name.removeprefix("describe/")) for name in TOLD}
+    first = {name: next(iter(found.values())) for name, found in told.items() if found}
+    return {name: blank for name, kind in KNOWN.items() if kind == "outcome"} | first
+
+
+def demand_sound(tensors: Tensors, number: int) -> None:
+    """Refuses a global state that no site could answer to."""
+    try:
+        Manifest.of(tensors).check(tensors)
+    except UpdateError as failure:
+        remedy = "lower server_step.learning_rate"
+        raise RunError(f"round {number}: the server step diverged: {failure}", remedy=remedy) from failure
+
+
 def bounded(update: Update, cap: int) -> Update:
     """The update with its weight cut to what the study allows one site to count."""
     return Update(update.site, min(update.weight, cap), update.tensors)
@@ -171,7 +194,7 @@ def bounded(update: Update, cap: int) -> Update:
 
 def demand_quorum(study: Study, receiver: Receiver, journal: Journal) -> None:
     """Ends the run, resumably and on the ledger, if too few replies were good."""
-    needed = math.ceil(study.rounds.quorum * len(receiver.chosen))
+    needed = math.ceil(study.rounds.quorum * len(receiver.chosen) - 1e-9)  # 0.55 × 100 is a little above 55 in floats
     if len(receiver.accepted) >= needed:
         return
     reasons = "; ".join(f"{site}: {why}" for site, why in sorted(receiver.excluded.items()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -13,6 +13,8 @@ from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.server.journal import Journal
 
 Json = dict[str, Any]
+Told = tuple[str, str, bytes]
+"""Site, name, packed statistic."""
 FIELDS = {
     "features": ("frechet",),
     "kernel": ("mmd2", "p_value"),
@@ -23,13 +25,23 @@ MAP_LIMIT = 100
 """Sites up to which all pairs are compared for the map: the work grows with their square."""
 
 
-def table(journal: Journal) -> dict[str, Json]:
-    """Site → frechet, mmd2, p_value, intensity_psi, prevalence of that site against all the others together."""
+def renewed(journal: Journal, new: Iterable[Told]) -> dict[str, Json] | None:
+    """The table with what a round brought; None if it brought nothing."""
+    brought = tuple(new)
+    return table(journal, brought) if brought else None
+
+
+def table(journal: Journal, new: Sequence[Told] = ()) -> dict[str, Json]:
+    """Site → frechet, mmd2, p_value, intensity_psi, prevalence of that site against all the others together.
+
+    ``new`` is what was told and is not yet in the journal.
+    """
     found: dict[str, Json] = {}
     for name, fields in FIELDS.items():
-        told = known(journal, name)
+        told, heard = known(journal, name, new), [site for site, _ in journal.told(f"describe/{name}")]
+        heard += [site for site, what, _ in new if what == f"describe/{name}"]
         total = reduce(add, told.values()) if told else None
-        for site, _ in journal.told(f"describe/{name}"):
+        for site in sorted(set(heard)):
             row = found.setdefault(site, {})
             if site not in told:
                 row.update(dict.fromkeys(fields), why="withheld: too few patients")
@@ -71,7 +83,8 @@ def site_map(journal: Journal) -> dict[str, list[float]] | None:
     return {name: [float(x) for x in place] for name, place in zip(names, places, strict=True)}
 
 
-def known(journal: Journal, name: str) -> Mapping[str, Any]:
+def known(journal: Journal, name: str, new: Sequence[Told] = ()) -> Mapping[str, Any]:
     """Site → statistic told under "describe/``name``", without those withheld."""
     told = {site: unpack(body) for site, body in journal.told(f"describe/{name}")}
+    told |= {site: unpack(body) for site, what, body in new if what == f"describe/{name}"}
     return {site: statistic for site, statistic in told.items() if not isinstance(statistic, Withheld)}

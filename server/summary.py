@@ -39,7 +39,6 @@ def summarise(study: Study, journal: Journal, *, engine: str, adapter_sha256: st
         "sites": _sites(final, journal),
         "excluded": final["excluded"],
         "map": shift.site_map(journal),
-        "ledger_head": journal.head(),
     }
 
 

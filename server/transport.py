@@ -11,10 +11,8 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from polyclinic.core.errors import EngineError, PolyclinicError
+from polyclinic.core.messages import REFUSED
 from polyclinic.server.rounds import Delivery
-
-REFUSED = 1000
-"""From this code on an error reply is a site's own answer, and its reason reads as it was written there."""
 
 PAUSE = (0.05, 0.5)
 """Seconds between two looks for replies: at first and after each reply, and at most."""

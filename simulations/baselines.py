@@ -8,8 +8,9 @@ from typing import Any
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.respond import Site, Workbench
+from polyclinic.core.errors import PolyclinicError
 from polyclinic.core.update import Tensors
-from polyclinic.server import rounds
+from polyclinic.server import monitor, rounds
 from polyclinic.server.journal import Journal
 from polyclinic.simulations.in_turn import InTurn
 
@@ -30,11 +31,14 @@ def baseline(bench: Workbench, sites: Mapping[str, Site], initial: Tensors, name
     else:
         site = name.removeprefix("alone/")
         trained = judged = {site: sites[site]}
-    journal = Journal.create(None, {"run": name})
-    study = bench.study
-    state = rounds.train(study, InTurn(bench, trained), initial, journal, lambda event: None)
-    final = rounds.judge(study, InTurn(bench, judged), state, journal, lambda event: None)
-    journal.close()
+    journal, study = Journal.create(None, {"run": name}), bench.study
+    try:
+        state = rounds.train(study, InTurn(bench, trained, hurried=False), initial, journal, lambda event: None)
+        final = rounds.judge(study, InTurn(bench, judged, hurried=False), state, journal, lambda event: None)
+    except PolyclinicError as failure:  # the federation's own result stands all the same
+        return {site: dict.fromkeys(("val", "test"), monitor.unavailable(failure.problem)) for site in judged}
+    finally:
+        journal.close()
     return {site: result["metrics"] for site, result in final["sites"].items()}
 
 

@@ -39,7 +39,11 @@ class Crew:
         self._processes = []
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, begin), daemon=True)  # type: ignore[attr-defined]
+            # a forked child inherits our ends, and must let go of them to see us die
+            inherited = [*self._pipes, ours] if start_method == "fork" else []
+            process = context.Process(  # type: ignore[attr-defined]
+                target=_serve, args=(theirs, inherited, begin), daemon=True
+            )
             process.start()
             theirs.close()
             self._pipes.append(ours)
@@ -104,7 +108,9 @@ class Crew:
         return job, result
 
 
-def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
+def _serve(pipe: Connection, inherited: Sequence[Connection], begin: Callable[[], Work]) -> None:
+    for end in inherited:
+        end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
     work = begin()
     while True:
@@ -116,7 +122,10 @@ def _serve(pipe: Connection, begin: Callable[[], Work]) -> None:
             answer = True, work(what, message)
         except Exception as failure:
             answer = False, f"{type(failure).__name__}: {failure}"
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody is there any more
+            return
 
 
 def _died(job: Job) -> EngineError:

@@ -75,6 +75,8 @@ class FlowerEngine:
     ) -> None:
         self._study, self._manifest, self._folder, self._cohort = study, manifest.absolute(), folder.absolute(), cohort
         self._workers, self._address = max(1, min(workers, len(cohort))), ray_address
+        adapted = network.build(study)
+        self._initial, self.backbone = adapted.read(), adapted.network.backbone.sha256
         self._local: inprocess.Sequential | inprocess.Parallel | None = None
         self._peak = 0.0
 
@@ -85,7 +87,7 @@ class FlowerEngine:
     def run(self, journal: Journal, observe: Observer) -> None:
         """What is left of the run, by the ServerApp; it opens the journal in the run folder by itself."""
         if journal.state() is None:
-            files.write(self._folder / INITIAL, encode(network.build(self._study).read()))
+            files.write(self._folder / INITIAL, encode(self._initial))
         with quiet(self._folder / "flower.log") as scratch, cluster(self._address, self._cpus(), scratch):
             runtime = Runtime(self._nodes(), self._workers, self._study.training.threads)
             try:
@@ -96,8 +98,8 @@ class FlowerEngine:
         (self._folder / INITIAL).unlink(missing_ok=True)
 
     def baselines(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """By the in-process engine."""
-        self._local = self._local or inprocess.engine(self._study, self._cohort, self._workers)
+        """By the in-process engine, in this process: Ray's threads forbid a fork."""
+        self._local = self._local or inprocess.engine(self._study, self._cohort, 1)
         yield from self._local.baselines(wanted)
 
     def peak_mb(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from polyclinic.client.respond import Site, Workbench, respond
+from polyclinic.client.respond import Site, Workbench, respond, sayable
 from polyclinic.core.errors import PolyclinicError
 from polyclinic.core.messages import decode_instruction, encode_reply
 from polyclinic.server.rounds import Delivery
@@ -14,8 +14,8 @@ from polyclinic.server.rounds import Delivery
 class InTurn:
     """See ``polyclinic.server.rounds.Sites``."""
 
-    def __init__(self, bench: Workbench, sites: Mapping[str, Site]) -> None:
-        self._bench, self._sites = bench, sites
+    def __init__(self, bench: Workbench, sites: Mapping[str, Site], *, hurried: bool = True) -> None:
+        self._bench, self._sites, self._hurried = bench, sites, hurried
 
     def names(self) -> Sequence[str]:
         """Sites, sorted."""
@@ -25,7 +25,7 @@ class InTurn:
         """The deadline is looked at between two sites."""
         end = time.monotonic() + deadline
         for name in to:
-            if time.monotonic() > end:
+            if self._hurried and time.monotonic() > end:
                 return
             yield answer(self._bench, self._sites[name], message)
 
@@ -35,4 +35,4 @@ def answer(bench: Workbench, site: Site, message: bytes) -> Delivery:
     try:
         return Delivery(site.name, encode_reply(respond(bench, site, decode_instruction(message))))
     except PolyclinicError as refusal:
-        return Delivery(site.name, failure=str(refusal))
+        return Delivery(site.name, failure=sayable(refusal, site.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -17,11 +18,16 @@ from polyclinic.simulations.baselines import baseline
 from polyclinic.simulations.crew import Crew, Job, Work, deal
 from polyclinic.simulations.in_turn import InTurn, answer
 
+PEAK, BASELINE = ":peak", ":baseline:"
+"""Jobs beside those named by a site, whose name never holds a colon."""
+
 
 class Engine(Protocol):
     """What carries a simulation out."""
 
     name: str
+    backbone: str
+    """SHA-256 of the backbone's weights."""
 
     def names(self) -> Sequence[str]:
         """Sites, sorted."""
@@ -46,7 +52,7 @@ class Sequential(InTurn):
 
     def __init__(self, study: Study, sites: Mapping[str, Site]) -> None:
         super().__init__(Workbench(study), sites)
-        self._initial = self._bench.adapted.read()
+        self._initial, self.backbone = self._bench.adapted.read(), self._bench.adapted.network.backbone.sha256
 
     def run(self, journal: Journal, observe: Observer) -> None:
         """See ``Engine``."""
@@ -72,12 +78,12 @@ class Parallel:
 
     def __init__(self, study: Study, sites: Mapping[str, Site], workers: int) -> None:
         bench = Workbench(study)
-        self._study, self._initial = study, bench.adapted.read()
+        self._study, self._initial, self.backbone = study, bench.adapted.read(), bench.adapted.network.backbone.sha256
         self._size = {name: site.data.sizes()["train"][0] for name, site in sites.items()}
         self._dealt = deal(self._size, workers)
-        on_cpu = bench.device.type == "cpu"
-        begin = partial(_begin, study, dict(sites), self._initial, bench if on_cpu else None)
-        self._crew = Crew(begin, workers, "fork" if on_cpu else "spawn")
+        forks = bench.device.type == "cpu" and sys.platform == "linux"  # elsewhere a fork with torch loaded is unsafe
+        begin = partial(_begin, study, dict(sites), self._initial, bench if forks else None)
+        self._crew = Crew(begin, workers, "fork" if forks else "spawn")
 
     def run(self, journal: Journal, observe: Observer) -> None:
         """See ``Engine``."""
@@ -96,13 +102,13 @@ class Parallel:
     def baselines(self, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each whole in one worker; the longest (all data pooled) begins first."""
         load = {name: self._size.get(name.removeprefix("alone/"), sum(self._size.values())) for name in wanted}
-        queues = [[Job(f"baseline:{name}") for name in names] for names in deal(load, len(self._dealt))]
+        queues = [[Job(f"{BASELINE}{name}") for name in names] for names in deal(load, len(self._dealt))]
         for job, result in self._crew.run(queues):
-            yield job.what.removeprefix("baseline:"), result
+            yield job.what.removeprefix(BASELINE), result
 
     def peak_mb(self) -> float:
         """Summed over this process and the workers; pages that they share count in each."""
-        queues = [[Job("peak")] for _ in self._dealt]
+        queues = [[Job(PEAK)] for _ in self._dealt]
         return own_peak_mb() + sum(float(peak) for _, peak in self._crew.run(queues))
 
     def close(self) -> None:
@@ -118,17 +124,18 @@ def engine(study: Study, sites: Mapping[str, Site], workers: int) -> Sequential 
 
 def own_peak_mb() -> float:
     """Peak resident memory of this process, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _begin(study: Study, sites: Mapping[str, Site], initial: Tensors, bench: Workbench | None) -> Work:
     bench = bench or Workbench(study)
 
     def work(what: str, message: bytes) -> Any:
-        if what == "peak":
+        if what == PEAK:
             return own_peak_mb()
-        if what.startswith("baseline:"):
-            return baseline(bench, sites, initial, what.removeprefix("baseline:"))
+        if what.startswith(BASELINE):
+            return baseline(bench, sites, initial, what.removeprefix(BASELINE))
         return answer(bench, sites[what], message)
 
     return work

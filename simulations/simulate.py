@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site
 from polyclinic.core import files
 from polyclinic.core.errors import DataError, RunError
+from polyclinic.core.ledger import fingerprint
 from polyclinic.core.runs import Run
 from polyclinic.core.study import SPLITS, Study
 from polyclinic.models import network
@@ -54,15 +58,15 @@ def simulate(
     for problem in federation_problems(rows, study.training.batch_size):
         observe(Event("warning", 0, failure=str(problem)))  # errors have been raised
     machine = start(study, manifest, folder, cohort, options)  # first: an unknown backbone leaves no folder behind
+    policy = options.policy.model_dump_json()
+    about = {"study": study.digest, "data": data_digest(rows, cohort), "backbone": machine.backbone, "policy": policy}
     try:
-        journal = open_journal(study, data_digest(rows), folder, resume=options.resume)
-        try:
+        prepare(study, folder, resume=options.resume)
+        with alone(folder), closing(open_journal(about, folder)) as journal:
             machine.run(journal, observe)
             if options.baselines:
                 run_baselines(machine, journal, observe)
-            finish(study, journal, folder, machine.name, machine.peak_mb())
-        finally:
-            journal.close()
+            finish(study, journal, folder, machine)
     finally:
         machine.close()
     return Run(folder)
@@ -95,31 +99,50 @@ def gather(study: Study, manifest: Path, policy: Policy) -> tuple[tuple[Row, ...
     return rows, cohort
 
 
-def data_digest(rows: Sequence[Row]) -> str:
-    """SHA-256 over names, sites, labels, splits and patients, so that a run is not resumed on other data."""
+def data_digest(rows: Sequence[Row], cohort: Mapping[str, Site]) -> str:
+    """SHA-256 over names, sites, labels, splits, patients and pixels, so that no run is resumed on other data."""
     lines = [[row.name, row.site, row.label, row.split, row.patient] for row in rows]
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    total = hashlib.sha256(json.dumps(lines).encode())
+    for _, site in sorted(cohort.items()):
+        for split in SPLITS:
+            total.update(site.data.images(split).pixels.data)
+    return total.hexdigest()
 
 
-def open_journal(study: Study, data: str, folder: Path, *, resume: bool) -> Journal:
-    """A new journal, or that of the run to resume."""
+def prepare(study: Study, folder: Path, *, resume: bool) -> None:
+    """Makes the run folder, or refuses one that holds a run already and is not to be resumed."""
     begun = Journal.begun(folder)
-    if resume and begun:
-        journal = Journal.open(folder)
-        for what, mine, theirs in (
-            ("study", study.digest, journal.meta["study"]),
-            ("data", data, journal.meta["data"]),
-        ):
-            if mine != theirs:
-                journal.close()
-                raise RunError(f"is a run of another {what}", where=str(folder), remedy="choose another --run folder")
-        return journal
-    with files.explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if begun:
+    if begun and not resume:
         raise RunError("holds a run already", where=str(folder), remedy="add --resume, or choose another --run folder")
-    files.write(folder / "study.toml", study.toml())
-    return Journal.create(folder, {"run": uuid.uuid4().hex, "study": study.digest, "data": data})
+    if not begun:
+        with files.explained(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        files.write(folder / "study.toml", study.toml())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the folder against a second process that would write to the same run; the system lets go at death."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as failure:
+        raise RunError("another process is at work on this run", where=str(folder), remedy="wait for it") from failure
+    finally:
+        os.close(handle)
+
+
+def open_journal(about: Mapping[str, str], folder: Path) -> Journal:
+    """A new journal, or that of the run to resume, which must be about the same things."""
+    if not Journal.begun(folder):
+        return Journal.create(folder, {"run": uuid.uuid4().hex, **about})
+    journal = Journal.open(folder)
+    for what, mine in about.items():
+        if mine != journal.meta.get(what):
+            journal.close()
+            raise RunError(f"is a run of another {what}", where=str(folder), remedy="choose another --run folder")
+    return journal
 
 
 def run_baselines(machine: Engine, journal: Journal, observe: Observer) -> None:
@@ -127,17 +150,17 @@ def run_baselines(machine: Engine, journal: Journal, observe: Observer) -> None:
     wanted = [name for name in baselines.names(machine.names()) if journal.result(f"baseline/{name}") is None]
     observe(Event("baselines", 0, sites=tuple(wanted)))
     for name, result in machine.baselines(wanted):
-        journal.commit(results={f"baseline/{name}": result})
+        entry = {"name": name, "result": fingerprint(result)}
+        journal.commit(results={f"baseline/{name}": result}, entries=[("baseline", entry)])
         observe(Event("baseline", 0, name))
 
 
-def finish(study: Study, journal: Journal, folder: Path, engine_name: str, peak_mb: float) -> None:
-    """Adapter, summary and report, from the journal."""
+def finish(study: Study, journal: Journal, folder: Path, machine: Engine) -> None:
+    """Adapter, summary and report, from the journal; the ledger's last entry holds the digests of both."""
     state = journal.state()
     assert state is not None
-    sha256 = write_adapter(study, state.tensors, folder / "adapter")
-    if journal.result("adapter") != sha256:
-        journal.commit(results={"adapter": sha256}, entries=[("end", {"adapter_sha256": sha256})])
-    summary = summarise(study, journal, engine=engine_name, adapter_sha256=sha256, peak_rss_mb=peak_mb)
-    files.write(folder / "summary.json", json.dumps(summary, indent=1))
+    sha256 = write_adapter(study, state.tensors, folder / "adapter", machine.backbone)
+    summary = summarise(study, journal, engine=machine.name, adapter_sha256=sha256, peak_rss_mb=machine.peak_mb())
+    journal.commit(entries=[("end", {"adapter_sha256": sha256, "summary": fingerprint(summary)})])
+    files.write(folder / "summary.json", json.dumps(summary | {"ledger_head": journal.head()}, indent=1))
     write_report(folder)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from polyclinic.core.config import Method
-from polyclinic.core.errors import StudyError
-from polyclinic.core.update import Manifest, Tensors, Update
+from polyclinic.core.errors import StudyError, UpdateError
+from polyclinic.core.update import LARGEST, Manifest, Tensors, Update
 from polyclinic.strategies.fixed_point import FixedSum
 from polyclinic.strategies.mean import MeanStrategy, Sums
 
@@ -90,11 +90,14 @@ class ExactStrategy:
         return Fold(self._mean.init(travelling), products, residuals)
 
     def add(self, state: Fold, update: Update) -> Fold:
-        """One more update."""
+        """One more update; UpdateError, before anything is added, if a product is too large for the sums."""
+        products = {_layer(name): _product(update.tensors, name) for name in state.sums if A in name}
+        for layer, product in products.items():
+            if np.abs(product).max() > LARGEST:
+                raise UpdateError(f"its product B·A holds a number above {LARGEST:g}", where=layer)
         self._mean.add(state.sums, update)
-        for name in state.sums:
-            if A in name:
-                state.products[_layer(name)].add(_product(update.tensors, name), update.weight)
+        for layer, product in products.items():
+            state.products[layer].add(product, update.weight)
         return state
 
     def merge(self, one: Fold, other: Fold) -> Fold:

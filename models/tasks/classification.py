@@ -84,6 +84,11 @@ class Classification(Method):
                 probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
         return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
 
+    def blank(self, *, bins: int, score_bins: int) -> Outcome:
+        """The outcome of no image."""
+        target = np.zeros((0, len(self.classes)) if self.kind == "multilabel" else 0, np.int64)
+        return self.tally(np.zeros((0, self.outputs)), target, (), bins=bins, score_bins=score_bins)
+
     def explain(self) -> str:
         """What is predicted."""
         joiner = " or " if self.kind == "binary" else ", "

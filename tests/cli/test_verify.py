@@ -16,7 +16,7 @@ from tests.cli.conftest import Call
 def test_a_sound_run_passes(polyclinic: Call, finished: runs.Run) -> None:
     said = polyclinic("verify", finished.folder)
     assert said.code == 0
-    assert said.out.count("ok: ") == len(said.out.splitlines()) == 4
+    assert said.out.count("ok: ") == len(said.out.splitlines()) == 5
     assert finished.summary["adapter_sha256"] in said.out
 
 
@@ -68,7 +68,15 @@ ALTERED: dict[str, tuple[Callable[[Path], object], str]] = {
     "adapter": (flipped, "adapter_model.safetensors: is not the file that summary.json names"),
     "adapter, absent": (lambda folder: shutil.rmtree(folder / "adapter"), "adapter: cannot be read"),
     "summary, head": (replaced("summary.json", '"ledger_head": "', '"ledger_head": "0'), "is not the head"),
-    "summary, adapter": (replaced("summary.json", '"adapter_sha256": "', '"adapter_sha256": "0'), "summary.json names"),
+    "summary, adapter": (
+        replaced("summary.json", '"adapter_sha256": "', '"adapter_sha256": "0'),
+        "not the summary whose",
+    ),
+    "summary, a figure": (replaced("summary.json", '"nll": {\n', '"nll": {"note": 1,\n'), "not the summary whose"),
+    "rounds, a figure": (
+        replaced("rounds.jsonl", '"accuracy": {"value": ', '"accuracy": {"value": 1'),
+        "line 1 is not",
+    ),
 }
 
 

@@ -84,7 +84,7 @@ def test_refusals_say_why(tiny_study: Study, initial: Tensors, node: Context) ->
     node.node_config["policy"] = Policy(studies=("0" * 64,)).model_dump_json()
     assert "was not approved here" in refusal(message, node)
     del node.node_config["manifest"]
-    assert "manifest: is missing" in refusal(message, node)
+    assert refusal(message, node) == "the site cannot use its images or its backbone; its own log says why"
 
 
 def test_another_provider_may_say_whose_turn_it_is(tiny_study: Study, initial: Tensors, node: Context) -> None:

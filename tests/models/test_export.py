@@ -87,7 +87,7 @@ def test_peft_alone_loads_the_adapter_of_an_exact_state(name: str, save: Save, t
 
     study = study_on(save(name))
     state, _ = averaged(study)
-    export.write_adapter(study, state, tmp_path)
+    export.write_adapter(study, state, tmp_path, plain(study).backbone.sha256)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["r"] == RANK
     assert set(config["rank_pattern"]) == {name.removesuffix(RESIDUAL) for name in state if name.endswith(RESIDUAL)}
@@ -113,7 +113,7 @@ def exported(tmp_path: Path, save: Save) -> Callable[[str, bool], tuple[Path, Te
     def carry_out(name: str, merged: bool) -> tuple[Path, Tensor]:
         study = study_on(save(name), "mean" if "Registers" in name else "cls+mean")
         state, _ = averaged(study)
-        sha256 = export.write_adapter(study, state, tmp_path / "run" / "adapter")
+        sha256 = export.write_adapter(study, state, tmp_path / "run" / "adapter", plain(study).backbone.sha256)
         (tmp_path / "run" / "summary.json").write_text(json.dumps({"adapter_sha256": sha256}))
         (tmp_path / "run" / "study.toml").write_text(study.toml())
         run = Run(tmp_path / "run")
@@ -173,7 +173,7 @@ def text(name: str, content: str) -> Callable[[Path], None]:
 )
 def test_a_damaged_adapter_is_refused(damage: Callable[[Path], None], reason: str, save: Save, tmp_path: Path) -> None:
     study = study_on(save("ViTModel"))
-    export.write_adapter(study, build(study).read(), tmp_path)
+    export.write_adapter(study, build(study).read(), tmp_path, plain(study).backbone.sha256)
     export.load_adapted(study, tmp_path)
     with pytest.raises(RunError, match="another study"):
         export.load_adapted(study.with_seed(9), tmp_path)
@@ -182,12 +182,16 @@ def test_a_damaged_adapter_is_refused(damage: Callable[[Path], None], reason: st
         export.load_adapted(study, tmp_path)
 
 
-def test_without_lora_there_is_no_adapter_to_write(save: Save, tmp_path: Path) -> None:
+def test_another_backbone_than_the_runs_is_refused(save: Save, tmp_path: Path) -> None:
     study = studies.loads(
         f'[study]\nname = "x"\n[data]\nimage_size = 32\n[backbone]\nreference = "hf:{save("ViTModel")}"\n'
-        '[[adaptation]]\nmethod = "augment"'
+        '[[adaptation]]\nmethod = "lora"'
     )
-    adapted = build(study)
-    assert adapted.travelling == ("head.bias", "head.weight")
-    with pytest.raises(StudyError, match="no LoRA"):
-        export.write_adapter(study, adapted.read(), tmp_path)
+    export.write_adapter(study, build(study).read(), tmp_path, "0" * 64)
+    with pytest.raises(RunError, match="another backbone than the study now finds"):
+        export.load_adapted(study, tmp_path)
+
+
+def test_a_chain_that_makes_no_adapter_is_refused_when_the_study_is_read() -> None:
+    with pytest.raises(StudyError, match="nothing in the chain makes an adapter"):
+        studies.loads('[study]\nname = "x"\n[[adaptation]]\nmethod = "augment"')

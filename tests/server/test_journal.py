@@ -41,7 +41,7 @@ def test_what_was_committed_is_there_after_reopening(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.tensors["w"], state(3).tensors["w"])
     np.testing.assert_array_equal(found.memory["m/w"], state(3).memory["m/w"])
     assert [record["round"] for record in again.rounds()] == [1, 2, 3]
-    assert list(again.told("describe/labels")) == [("north", b"x3")]
+    assert again.told("describe/labels") == [("north", b"x3")]
     assert again.result("final") == {"a": 1}
     assert again.result("absent") is None
     assert again.meta == {"run": "r"}

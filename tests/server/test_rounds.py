@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from polyclinic.core import ledger, seeds
 from polyclinic.core import study as studies
 from polyclinic.core.errors import RunError
 from polyclinic.core.messages import Instruction, Reply, decode_instruction, encode_reply
+from polyclinic.core.statistics.contents import Labels
 from polyclinic.core.statistics.monoid import Withheld
+from polyclinic.core.statistics.outcome import Outcome, tally
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, Update, digest
 from polyclinic.server import rounds
@@ -53,11 +56,24 @@ class Fakes:
 
 def honest(site: str, asked: Instruction) -> Reply:
     rng = seeds.generator("fake", site, asked.round)
-    tensors = {name: array + rng.normal(size=array.shape).astype(np.float32) for name, array in asked.tensors.items()}
+    tensors = {
+        name: array + rng.normal(size=array.shape).astype(np.float32)
+        for name, array in asked.tensors.items()
+        if not name.endswith(".residual")
+    }
     update = Update(site, len(site), tensors) if asked.fit else None
     told = {"incoming/val": Withheld("outcome", 10)}
     return Reply(
-        site, asked.study, asked.run, asked.round, asked.nonce, asked.base, update, told, {"train": (9, 9)}, 0.1
+        site,
+        asked.study,
+        asked.run,
+        asked.round,
+        asked.nonce,
+        asked.base,
+        update,
+        told,
+        {"train": (len(site),) * 2},
+        0.1,
     )
 
 
@@ -74,6 +90,14 @@ def with_update(change: Callable[[Update], Update]) -> Change:
 
 def with_tensor(array: np.ndarray) -> Change:
     return with_update(lambda update: replace(update, tensors={**update.tensors, "head.bias": array}))
+
+
+def outcome(**bins: int) -> Outcome:
+    return tally("binary", np.array([0.2, 0.7]), np.array([0, 1]), ["p", "q"], np.array([0.2, 0.4]), **bins)
+
+
+def telling(statistic: Any) -> Change:
+    return lambda reply: replace(reply, statistics={"incoming/val": statistic})
 
 
 HOSTILE: dict[str, tuple[Change, str]] = {
@@ -95,6 +119,10 @@ HOSTILE: dict[str, tuple[Change, str]] = {
     "other base": (lambda reply: replace(reply, base="0"), "another base"),
     "other name": (lambda reply: replace(reply, site="aa"), "another site's name"),
     "free text": (lambda reply: replace(reply, statistics={"my/own": Withheld("outcome", 3)}), "not agreed on"),
+    "other kind": (telling(Labels.of(np.array([0, 1]), ["p", "q"], ("no", "yes"))), "of another kind"),
+    "other kind withheld": (telling(Withheld("labels", 10)), "of another kind"),
+    "other bins": (telling(outcome(bins=7)), "another configuration"),
+    "other score bins": (telling(outcome(score_bins=64)), "another configuration"),
     "no message": (lambda reply: None, "it broke"),
     "noise": (lambda reply: b"\x00" * 100, "protocol"),
     "pickle": (lambda reply: b"\x80\x04\x95.", "protocol"),
@@ -148,11 +176,60 @@ def test_order_of_replies_changes_no_bit() -> None:
 
 
 def test_weight_is_cut_to_what_the_study_allows() -> None:
-    greedy = with_update(lambda update: replace(update, weight=10**9))
+    def greedy(reply: Reply) -> Reply:
+        many = replace(reply, sizes={"train": (10**9, 10**9)})
+        return with_update(lambda update: replace(update, weight=10**9))(many)  # type: ignore[return-value]
+
     agreed = study("weight_cap = 3\n")
     capped, _ = play(Fakes(["aa", "bbb"], {"aa": greedy}), agreed=agreed)
-    honest_cap, _ = play(Fakes(["aa", "bbb"], {"aa": with_update(lambda u: replace(u, weight=3))}), agreed=agreed)
-    assert capped == honest_cap
+    one = with_update(lambda update: replace(update, weight=1))
+    equal, journal = play(Fakes(["aa", "bbb"], {"aa": one, "bbb": one}), agreed=study('weight = "equal"\n'))
+    assert capped == equal  # the honest site has 3 images, and the greedy one counts no more
+    assert journal.rounds()[0]["excluded"] == {}
+
+
+def test_where_sites_count_alike_none_can_claim_more() -> None:
+    one = with_update(lambda update: replace(update, weight=1))
+    agreed = study('weight = "equal"\n')
+    _, journal = play(Fakes(["aa", "bbb", "cccc"], {"aa": one, "bbb": one}), agreed=agreed)
+    assert "weight 4 is not the 1" in journal.rounds()[0]["excluded"]["cccc"]
+
+
+def test_a_site_whose_products_would_overflow_the_sums_is_set_aside() -> None:
+    layer = "backbone.x"
+    initial = {f"{layer}.lora_{f}.default.weight": np.zeros(s, np.float32) for f, s in (("A", (2, 3)), ("B", (3, 2)))}
+
+    def giant(reply: Reply) -> Reply:
+        update = reply.update and replace(
+            reply.update, tensors={name: array + np.float32(2**19) for name, array in reply.update.tensors.items()}
+        )
+        return replace(reply, update=update)
+
+    agreed = study('[strategy]\nmethod = "exact"\n')
+    journals = [Journal.create(None, {"run": "run"}) for _ in range(2)]
+    states = [
+        rounds.run(agreed, fakes, initial, journal, lambda event: None)
+        for fakes, journal in zip(
+            (Fakes(["aa", "bbb", "cccc"], {"cccc": giant}), Fakes(["aa", "bbb"])), journals, strict=True
+        )
+    ]
+    assert digest(states[0].tensors) == digest(states[1].tensors)
+    assert "product B·A" in journals[0].rounds()[0]["excluded"]["cccc"]
+
+
+def test_a_server_step_that_diverges_is_named_before_anything_is_committed() -> None:
+    agreed = study('[server_step]\nmethod = "adam"\nlearning_rate = 1e9\n')
+    with pytest.raises(RunError, match=r"round 1: the server step diverged: .*lower server_step\.learning_rate"):
+        play(Fakes(["aa", "bbb"]), agreed=agreed)
+
+
+@pytest.mark.parametrize(("quorum", "sites", "needed"), [(0.55, 100, 55), (0.28, 25, 7), (0.5, 3, 2), (1.0, 7, 7)])
+def test_quorum_is_counted_without_rounding_errors(quorum: float, sites: int, needed: int) -> None:
+    names = [f"s{i:03d}" for i in range(sites)]
+    silent: dict[str, Change] = {name: lambda reply: None for name in names[needed - 1 :]}
+    with pytest.raises(RunError, match=f"round 1: {needed - 1} of {sites} sites answered well, {needed} are needed"):
+        play(Fakes(names, silent), agreed=study(f"quorum = {quorum}\n"))
+    play(Fakes(names, dict(list(silent.items())[1:])), agreed=study(f"quorum = {quorum}\n"))
 
 
 def test_below_quorum_the_run_pauses_and_resumes_to_the_same_bits(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_the_folder_holds_what_the_contract_says(finished: runs.Run, tiny_study:
     weights = (finished.adapter / "adapter_model.safetensors").read_bytes()
     assert sha(finished) == hashlib.sha256(weights).hexdigest()
     entries = list(ledger.verify((finished.folder / "ledger.jsonl").read_text().splitlines()))
-    assert [entry.kind for entry in entries] == ["start", "round", "round", "evaluation", "end"]
+    assert [entry.kind for entry in entries] == ["start", "round", "round", "evaluation", *["baseline"] * 4, "end"]
     assert entries[-1].digest == finished.summary["ledger_head"]
     sites = finished.summary["sites"]
     assert sorted(sites) == ["north", "south", "west"]
