@@ -34,7 +34,7 @@ from polyclinic.simulations.inprocess import Engine, engine
 
 @dataclass(frozen=True)
 class Options:
-    """How a simulation is carried out; none of it changes a bit of the result."""
+    """How a simulation is carried out; on CPUs of one kind none of it changes a bit of the result."""
 
     engine: str = "inprocess"
     workers: int = 1

@@ -36,7 +36,7 @@ def machine() -> str:
     """Processor, cores that may be used, Python and torch."""
     import torch
 
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from polyclinic.core.errors import EngineError
 from polyclinic.simulations.bench.figure import Measured, at_most, federation
 
-GOAL_SECONDS, GOAL_MEMORY, GOAL_HELP, GOAL_FLAT = 1.0, 1.2, 0.5, 1.1
+GOAL_SECONDS, GOAL_MEMORY, GOAL_HELP = 1.0, 1.2, 0.5
 
 _FIRST_STEP = """
 import os
@@ -80,6 +80,8 @@ def memory(sites: int, patients: int, rounds: int, repeats: int, workers: int) -
 
 def peak_pss_mb(code: str, arguments: Sequence[object]) -> float:
     """Largest proportional set size, MiB, of a Python process and its children, looked at 20 times a second."""
+    if not Path("/proc/self/smaps_rollup").exists():
+        raise EngineError("proportional set size can only be measured on Linux", where="bench memory")
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
