@@ -77,7 +77,7 @@ def site_map(journal: Journal) -> dict[str, list[float]] | None:
     distances = np.zeros((len(names), len(names)))
     for i, one in enumerate(names):
         for j, other in enumerate(names[:i]):
-            apart = max(0.0, shift.mmd2(told[one], told[other])[0] or 0.0) ** 0.5
+            apart = max(0.0, shift.discrepancy(told[one], told[other]) or 0.0) ** 0.5
             distances[i, j] = distances[j, i] = apart
     places = shift.classical_mds(distances)
     return {name: [float(x) for x in place] for name, place in zip(names, places, strict=True)}

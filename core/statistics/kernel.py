@@ -70,6 +70,16 @@ def fourier(rows: Floats, features: int, seed: int) -> Floats:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / sqrt(half)
 
 
+def discrepancy(a: KernelMeans, b: KernelMeans) -> float | None:
+    """The unbiased squared maximum mean discrepancy of ``mmd2``, without its p-value, which costs a spectrum."""
+    n, m, s_a, s_b = a.patients, b.patients, a.total(), b.total()
+    demand(a.seed == b.seed and len(s_a) == len(s_b), "seed", "has another configuration in the statistic to compare")
+    if min(n, m) < 2:
+        return None
+    within = (s_a @ s_a - n) / (n * (n - 1)) + (s_b @ s_b - m) / (m * (m - 1))
+    return float(within - 2 * (s_a @ s_b) / (n * m))
+
+
 def mmd2(a: KernelMeans, b: KernelMeans) -> tuple[float | None, float | None]:
     """(unbiased squared maximum mean discrepancy, its p-value); (None, None) for fewer than two rows on either side.
 
@@ -77,18 +87,15 @@ def mmd2(a: KernelMeans, b: KernelMeans) -> tuple[float | None, float | None]:
     negative. Where there is no shift it is a sum of λ_i (χ²_1 - 1), λ the eigenvalues of the covariance of z; its
     tail is that of the Pearson type III law with the same variance and skewness (Hall 1983, Buckley & Eagleson 1988).
     """
-    n, m = a.patients, b.patients
-    if min(n, m) < 2:
+    n, m, value = a.patients, b.patients, discrepancy(a, b)
+    if value is None:
         return None, None
-    both = a + b  # also refuses features of different seeds
-    s_a, s_b = a.total(), b.total()
-    value = (s_a @ s_a - n) / (n * (n - 1)) + (s_b @ s_b - m) / (m * (m - 1)) - 2 * (s_a @ s_b) / (n * m)
-    spectrum = _spectrum(both)
+    spectrum = _spectrum(a + b)
     variance = 2 * float((spectrum**2).sum()) * (1 / (n * (n - 1)) + 1 / (m * (m - 1)) + 2 / (n * m))
     if variance < 1e-18:
-        return float(value), 1.0
+        return value, 1.0
     skewness = sqrt(8) * float((spectrum**3).sum()) / float((spectrum**2).sum()) ** 1.5
-    return float(value), _tail(float(value) / sqrt(variance), skewness)
+    return value, _tail(value / sqrt(variance), skewness)
 
 
 def _spectrum(both: KernelMeans) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyclinic.core.statistics.contents import Intensities, Labels, label_shift, prevalence, psi
 from polyclinic.core.statistics.features import FeatureMoments, frechet, projection, standardise
-from polyclinic.core.statistics.kernel import KernelMeans, mmd2
+from polyclinic.core.statistics.kernel import KernelMeans, discrepancy, mmd2
 from polyclinic.core.statistics.monoid import rest
 from polyclinic.core.statistics.pairwise import classical_mds
 
@@ -14,6 +14,7 @@ __all__ = [
     "KernelMeans",
     "Labels",
     "classical_mds",
+    "discrepancy",
     "frechet",
     "label_shift",
     "mmd2",

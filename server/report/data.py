@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,13 +116,13 @@ class Evidence:
     pooled_bins: Mapping[str, tuple[Bin, ...]]
     places: Mapping[str, tuple[float, float]]
 
-    @property
+    @cached_property
     def split(self) -> str:
         """Which images judge the final model: test, or validation where only there a site has figures."""
         having = [any(known(s.federated.get(split, {})) for s in self.sites) for split in ("test", "val")]
         return "val" if having == [False, True] else "test"
 
-    @property
+    @cached_property
     def metric(self) -> Metric:
         """The figure by which sites are compared."""
         return leading(site.federated.get(self.split, {}) for site in self.sites)
