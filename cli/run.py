@@ -42,6 +42,8 @@ def report(
     open_it: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
 ) -> None:
     """Write a run's report anew (one HTML file that needs no network) and say where it is."""
+    import webbrowser
+
     from polyclinic.core import runs
     from polyclinic.server.report.page import write_report
 
@@ -49,7 +51,7 @@ def report(
     write_report(finished.folder)
     typer.echo(finished.report.resolve())
     if open_it:
-        typer.launch(str(finished.report.resolve()))
+        webbrowser.open(finished.report.resolve().as_uri())
 
 
 def export(

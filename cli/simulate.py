@@ -84,6 +84,7 @@ def demo(
 ) -> None:
     """Simulate five made-up centres, from images to report, in some minutes; needs no data and no network."""
     import shutil
+    import webbrowser
 
     from polyclinic.core import files
     from polyclinic.simulations.centres import demo_centres, write_centres
@@ -101,7 +102,7 @@ def demo(
     options = Options(workers=workers or cores(study), baselines=True)
     report = carry_out(study, manifest, run, options, "The demo starts anew when it is called again.")
     if open_report:
-        typer.launch(str(report))
+        webbrowser.open(report.as_uri())  # silently nothing where there is no desktop
 
 
 def carry_out(study: Study, data: Path, folder: Path, options: Options, again: str) -> Path:

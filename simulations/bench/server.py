@@ -44,7 +44,10 @@ class Echo:
             update = Update(site, 100, tensors) if asked.fit else None
             told = {"incoming/val": Withheld("outcome", 10)}
             yield Delivery(
-                site, encode_reply(Reply(site, **named, update=update, statistics=told, sizes={}, seconds=0.0))
+                site,
+                encode_reply(
+                    Reply(site, **named, update=update, statistics=told, sizes={"train": (100, 100)}, seconds=0.0)
+                ),
             )
 
 

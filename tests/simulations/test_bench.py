@@ -1,0 +1,37 @@
+"""Benchmarks do the work that they claim to measure; how fast is theirs to say, not a test's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from polyclinic.core import runs
+from polyclinic.server.journal import Journal
+from polyclinic.simulations.bench import bare, server
+from polyclinic.simulations.bench.figure import at_most, federation, study, work
+from polyclinic.simulations.simulate import Options, simulate
+
+
+def test_the_bare_loop_trains_the_same_weights_as_a_simulation(tmp_path: Path) -> None:
+    manifest = federation(tmp_path / "images", 2, 12)
+    steps = []
+    state = bare.run(work(manifest, 1), lambda: steps.append(1))
+    run = simulate(study(1), manifest, tmp_path / "run", Options())
+    trained = sum(weight.numel() for weight in state.values())
+    assert trained == 73_728 + 385  # rank 8 on q, k, v, o of six layers of width 192, and the head
+    sites = run.summary["sites"].values()
+    assert len(steps) == sum(-(-site["n"]["train"]["images"] // 16) for site in sites)
+    assert runs.read(run.folder).summary["rounds"] == 1
+
+
+def test_the_server_takes_every_echo(tmp_path: Path) -> None:
+    assert server.serve(3, tmp_path) > 0
+    journal = Journal.open(tmp_path)
+    assert [(len(record["sites"]), record["excluded"]) for record in journal.rounds()] == [(3, {}), (3, {})]
+    journal.close()
+
+
+def test_a_figure_is_the_ratio_of_medians_and_says_what_it_was_measured_on() -> None:
+    told = json.loads(at_most("x", [3.0, 1.0, 2.0], [4.0, 4.0, 1.0], 0.6).line())
+    assert (told["value"], told["reached"], told["goal"]) == (0.5, True, "<= 0.6")
+    assert "torch" in told["on"]
