@@ -43,12 +43,9 @@ class Echo:
             tensors = {name: array + rng.random(dtype=np.float32) for name, array in asked.tensors.items()}
             update = Update(site, 100, tensors) if asked.fit else None
             told = {"incoming/val": Withheld("outcome", 10)}
-            yield Delivery(
-                site,
-                encode_reply(
-                    Reply(site, **named, update=update, statistics=told, sizes={"train": (100, 100)}, seconds=0.0)
-                ),
-            )
+            counts = {"train": (100, 100)}
+            reply = Reply(site, **named, update=update, statistics=told, sizes=counts, seconds=0.0)
+            yield Delivery(site, encode_reply(reply))
 
 
 def serve(sites: int, folder: Path) -> float:
