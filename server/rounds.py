@@ -173,9 +173,9 @@ def blanks(study: Study, journal: Journal) -> dict[str, Any]:
     """What the statistics of a round must be able to merge with: a blank outcome, and what was told before."""
     task: Any = study.task
     blank = task.blank(bins=study.monitoring.bins, score_bins=study.monitoring.score_bins)
-    told = {name: shift.known(journal, name.removeprefix("describe/")) for name in TOLD}
-    first = {name: next(iter(found.values())) for name, found in told.items() if found}
-    return {name: blank for name, kind in KNOWN.items() if kind == "outcome"} | first
+    first = {name: shift.first_known(journal, name) for name in TOLD}
+    told = {name: statistic for name, statistic in first.items() if statistic is not None}
+    return {name: blank for name, kind in KNOWN.items() if kind == "outcome"} | told
 
 
 def demand_sound(tensors: Tensors, number: int) -> None:
