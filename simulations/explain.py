@@ -14,10 +14,9 @@ def explain(study: Study) -> dict[str, list[str]]:
     trained = sum(array.size for array in tensors.values())
     whole = sum(weight.numel() for weight in adapted.network.parameters())
     factors = sum(array.size for name, array in tensors.items() if not name.startswith("head."))
-    rounds, monitoring, training = study.rounds, study.monitoring, study.training
+    rounds, training = study.rounds, study.training
     length = f"{training.steps} batches" if training.steps else f"{training.epochs or 1} epoch(s)"
-    drawn = rounds.sites_per_round
-    who, once = (f"{drawn} drawn sites", "In every round in which it is drawn") if drawn else ("all sites", "Once")
+    who = f"{rounds.sites_per_round} drawn sites" if rounds.sites_per_round else "all sites"
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
@@ -33,18 +32,7 @@ def explain(study: Study) -> dict[str, list[str]]:
             f"A round counts if {rounds.quorum:.0%} of the sites answer well; nobody is waited for longer than "
             f"{rounds.deadline:,.0f} s. A site counts by {rounds.weight}, at most {rounds.weight_cap:,}.",
         ],
-        "What leaves a site": [
-            f"The trained weights above: {len(encode(tensors)):,} bytes a round.",
-            "Counts of images and patients by split, and the seconds that the work took.",
-            f"How the model did on validation images (each round) and on validation and test images (at the end): "
-            f"confusion counts, sums of loss and Brier score, {monitoring.bins} reliability bins, scores in "
-            f"{monitoring.score_bins} bins.",
-            f"{once}, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
-            f"of frozen features and of {monitoring.kernel_features} random Fourier features (one image a patient), a "
-            "histogram of intensities, counts of labels.",
-            "How the model did and how the data are spread: only where they tell of as many patients as the site's "
-            "policy says (10, unless the site says otherwise). Weights and counts leave in any case.",
-        ],
+        "What leaves a site": leaving(study, len(encode(tensors))),
         "What does not leave a site": [
             "Images, file names, patients' identifiers, the manifest, single predictions, single features, gradients.",
         ],
@@ -53,3 +41,22 @@ def explain(study: Study) -> dict[str, list[str]]:
         ],
         "Digest": [study.digest],
     }
+
+
+def leaving(study: Study, size: int) -> list[str]:
+    """Sentences on everything that a site sends; ``size`` is that of the trained weights, in bytes."""
+    monitoring = study.monitoring
+    drawn = study.rounds.sites_per_round
+    once = "In every round with a site that has not told it" if drawn else "Once (anew while a site's has not arrived)"
+    return [
+        f"The trained weights above: {size:,} bytes a round.",
+        "Counts of images and patients by split, and the seconds that the work took.",
+        f"How the model did on validation images (each round) and on validation and test images (at the end): "
+        f"confusion counts, sums of loss and Brier score, {monitoring.bins} reliability bins, scores in "
+        f"{monitoring.score_bins} bins.",
+        f"{once}, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
+        f"of frozen features and of {monitoring.kernel_features} random Fourier features (one image a patient), a "
+        "histogram of intensities, counts of labels.",
+        "How the model did and how the data are spread: only where they tell of as many patients as the site's "
+        "policy says (10, unless the site says otherwise). Weights and counts leave in any case.",
+    ]

@@ -153,7 +153,7 @@ def test_explain_says_how_often_a_drawn_site_tells(polyclinic: Call, study_file:
     assert "Once, how the training data are spread" in polyclinic("study", "explain", study_file).out
     said = polyclinic("study", "explain", drawn).out
     assert "rounds with 2 drawn sites" in said
-    assert "In every round in which it is drawn, how the training data are spread" in said
+    assert "In every round with a site that has not told it, how the training data are spread" in said
 
 
 def test_data_check_counts_and_names_problems(

@@ -66,7 +66,7 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         return Labels.of(targets, [i // 2 for i in range(n)], "abc")
 
     made: dict[str, Callable[[int, int], Sums]] = {
-        kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore
+        kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore[misc]
         for kind in KINDS
     }
     return made | {
