@@ -78,7 +78,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     statistics = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
     if instruction.describe and set(site.policy.tell) - {"outcome"}:
         for kind, statistic in bench.described(site).items():
-            statistics[f"describe/{kind}"] = release(site, kind, statistic)
+            statistics[f"describe/{kind}"] = site.policy.release(kind, statistic)
     update = None
     if instruction.fit:
         images = site.data.images("train")
@@ -116,12 +116,8 @@ def judge(bench: Workbench, site: Site, split: str) -> Statistic | Withheld | No
     images = site.data.images(split)
     if len(images.pixels) == 0:
         return None
-    return release(site, "outcome", outcome(bench.adapted.network, bench.task, images, bench.study, bench.device))
-
-
-def release(site: Site, kind: Kind, statistic: Statistic) -> Statistic | Withheld | None:
-    """What the site's policy lets out."""
-    return site.policy.release(kind, statistic)
+    found = outcome(bench.adapted.network, bench.task, images, bench.study, bench.device)
+    return site.policy.release("outcome", found)
 
 
 def weight(study: Study, site: Site) -> int:

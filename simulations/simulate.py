@@ -54,9 +54,7 @@ def simulate(
         RunError: the folder holds another run, cannot be written, or too few sites gave a good reply.
         EngineError: a worker process died.
     """
-    rows, cohort = gather(study, manifest, options.policy)
-    for problem in federation_problems(rows, study.training.batch_size):
-        observe(Event("warning", 0, failure=str(problem)))  # errors have been raised
+    rows, cohort = gather(study, manifest, options.policy, observe)
     machine = start(study, manifest, folder, cohort, options)  # first: an unknown backbone leaves no folder behind
     policy = options.policy.model_dump_json()
     about = {"study": study.digest, "data": data_digest(rows, cohort), "backbone": machine.backbone, "policy": policy}
@@ -81,8 +79,10 @@ def start(study: Study, manifest: Path, folder: Path, cohort: Mapping[str, Site]
     return FlowerEngine(study, manifest, folder, cohort, options.workers, options.ray_address)
 
 
-def gather(study: Study, manifest: Path, policy: Policy) -> tuple[tuple[Row, ...], dict[str, Site]]:
-    """The rows of a manifest, and its sites with every image decoded.
+def gather(
+    study: Study, manifest: Path, policy: Policy, observe: Observer = lambda event: None
+) -> tuple[tuple[Row, ...], dict[str, Site]]:
+    """The rows of a manifest, and its sites with every image decoded; warnings are told to ``observe``.
 
     Raises:
         DataError: the manifest, an image, or a whole site cannot be used.
@@ -92,6 +92,8 @@ def gather(study: Study, manifest: Path, policy: Policy) -> tuple[tuple[Row, ...
     errors = [str(problem) for problem in problems if problem.severity == "error"]
     if errors:
         raise DataError("; ".join(errors), where=str(manifest))
+    for problem in problems:
+        observe(Event("warning", 0, failure=str(problem)))
     cohort = {name: Site(name, SiteData(name, group, study.data), policy) for name, group in sites(rows).items()}
     for site in cohort.values():
         for split in SPLITS:

@@ -150,7 +150,10 @@ def test_explain_counts_what_really_travels(polyclinic: Call, finished: runs.Run
 def test_explain_says_how_often_a_drawn_site_tells(polyclinic: Call, study_file: Path, tmp_path: Path) -> None:
     drawn = tmp_path / "drawn.toml"
     drawn.write_text(study_file.read_text().replace("count = 2", "count = 2\nsites_per_round = 2"))
-    assert "Once, how the training data are spread" in polyclinic("study", "explain", study_file).out
+    assert (
+        "Once (anew while a site's has not arrived), how the training data are spread"
+        in polyclinic("study", "explain", study_file).out
+    )
     said = polyclinic("study", "explain", drawn).out
     assert "rounds with 2 drawn sites" in said
     assert "In every round with a site that has not told it, how the training data are spread" in said

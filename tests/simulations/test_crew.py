@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,3 +84,31 @@ def test_dealing_places_all_and_is_as_near_to_the_best_as_graham_proved(sizes: l
     ways = itertools.product(range(workers), repeat=len(sizes))
     best = min(max(sum(s for s, w in zip(sizes, way, strict=True) if w == k) for k in range(workers)) for way in ways)
     assert heaviest <= (4 / 3 - 1 / (3 * workers)) * best + 1e-9
+
+
+ORPHANS = """
+import sys, time
+from polyclinic.simulations.crew import Crew
+crew = Crew(lambda: lambda what, message: None, 3, "fork")
+print(*crew.pids, flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_do_not_outlive_a_parent_that_was_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 3
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while (left := [pid for pid in workers if alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
