@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polyclinic.cli import bench, data, run, simulate, study
+from polyclinic.cli import bench, coordinator, data, live_demo, run, simulate, site, study
 from polyclinic.cli.described import Command
 from polyclinic.core.errors import PolyclinicError
 
@@ -52,8 +52,13 @@ for _name, _command, _panel in (
     ("verify", run.verify, "Use a finished run"),
 ):
     app.command(_name, cls=Command, rich_help_panel=_panel)(_command)
+app.command("live-demo", cls=Command, rich_help_panel="Live federation")(live_demo.live_demo)
 app.add_typer(study.app, name="study", help="Write, check and explain study files.", rich_help_panel="Prepare")
 app.add_typer(data.app, name="data", help="Check images before anything is trained.", rich_help_panel="Prepare")
+app.add_typer(
+    coordinator.app, name="coordinator", help="Run a live federation's coordinator.", rich_help_panel="Live federation"
+)
+app.add_typer(site.app, name="site", help="Take part in one, as a hospital.", rich_help_panel="Live federation")
 app.add_typer(bench.app, name="bench", help="Measure speed and memory on this machine.", rich_help_panel="Develop")
 
 
@@ -64,3 +69,7 @@ def main() -> None:
     except PolyclinicError as failure:
         print(f"polyclinic: {failure}", file=sys.stderr)
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -54,8 +54,20 @@ class RunError(PolyclinicError):
     """A run folder is damaged, belongs to another study, or cannot be written."""
 
 
+class QuorumError(RunError):
+    """Too few sites gave a good reply; the run can go on once they do."""
+
+
+class DivergedError(RunError):
+    """The global state is no longer one that any site could answer to."""
+
+
 class EngineError(PolyclinicError):
     """The machinery that carries instructions to sites failed."""
+
+
+class TrustError(PolyclinicError):
+    """A key, certificate, signature or invitation is not to be trusted."""
 
 
 class PluginError(PolyclinicError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from pathlib import Path
 from polyclinic.core.errors import RunError
 
 
-def write(path: Path, content: bytes | str) -> None:
+def write(path: Path, content: bytes | str, *, durable: bool = True) -> None:
     """Replaces ``path`` by ``content`` atomically: written beside it, synchronised, renamed, folder synchronised.
+
+    Not ``durable``: whole or not at all to every reader, but a power cut may bring back what stood there before.
 
     Raises:
         RunError: the disk is full, or the place cannot be written; what stood there before still stands.
@@ -23,9 +26,11 @@ def write(path: Path, content: bytes | str) -> None:
             with beside.open("wb") as out:
                 out.write(body)
                 out.flush()
-                os.fsync(out.fileno())
+                if durable:
+                    os.fsync(out.fileno())
             beside.replace(path)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
 
@@ -35,6 +40,23 @@ def sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds the folder against a second process that would write to the same run; the system lets go at death.
+
+    Raises:
+        RunError: another process holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as failure:
+        raise RunError("another process is at work on this run", where=str(folder), remedy="wait for it") from failure
     finally:
         os.close(handle)
 

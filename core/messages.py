@@ -26,6 +26,10 @@ REFUSED = 1000
 """Code, from which on an error reply of a carrier is a site's own answer; the carrier's codes are below."""
 HEADER_LIMIT = 8 * 2**20
 """Bytes of a header after decompression: statistics are a few kilobytes."""
+BRACKETS = 2**17
+"""Lists and tables in a header: each takes a hundred times its two bytes of memory."""
+STATISTICS = 64
+"""Statistics in one reply: checking each takes time."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Instruction:
         fit: whether to train.
         evaluate: splits on which the incoming model is judged; after training "val" is judged again.
         describe: whether to tell how the site's data are distributed (for domain shift).
+        version: of Polyclinic at the server.
         tensors: the global state.
     """
 
@@ -52,6 +57,7 @@ class Instruction:
     fit: bool
     evaluate: tuple[str, ...]
     describe: bool
+    version: str
     tensors: Tensors
 
 
@@ -85,15 +91,23 @@ def encode_instruction(instruction: Instruction) -> bytes:
     return _pack(header, encode_tensors(instruction.tensors))
 
 
-def decode_instruction(message: bytes) -> Instruction:
-    """Raises UpdateError for whatever is no instruction."""
-    header, body = _unpack(message)
-    shape = {"study": str, "run": str, "round": int, "nonce": str, "base": str, "fit": bool, "describe": bool}
-    _expect(header, {**shape, "evaluate": list})
-    header["evaluate"] = tuple(header["evaluate"])
-    if not all(isinstance(split, str) for split in header["evaluate"]):
+def decode_instruction(message: bytes, *, tensors: bool = True) -> Instruction:
+    """Raises UpdateError for whatever is no instruction.
+
+    Without ``tensors`` they are left out unread: for whoever must refuse an instruction whose tensors are no good.
+    """
+    told, body = _unpack(message)
+    strings = dict.fromkeys(("study", "run", "nonce", "base", "version"), str)
+    _expect(told, {**strings, "round": int, "fit": bool, "describe": bool, "evaluate": list})
+    told["evaluate"] = tuple(told["evaluate"])
+    if not all(isinstance(split, str) for split in told["evaluate"]):
         raise UpdateError("is no list of splits", where="evaluate")
-    return Instruction(tensors=decode_tensors(body), **header)
+    return Instruction(tensors=decode_tensors(body) if tensors else {}, **told)
+
+
+def peek(message: bytes) -> dict[str, Any]:
+    """The header of an instruction or a reply, unchecked but for being one."""
+    return _unpack(message)[0]
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -114,6 +128,8 @@ def decode_reply(message: bytes, limit: int | None = None) -> Reply:
     _expect(
         header, {**strings, "round": int, "seconds": float, "weight": int | None, "sizes": dict, "statistics": dict}
     )
+    if len(header["statistics"]) > STATISTICS:
+        raise UpdateError(f"more than {STATISTICS} statistics", where="statistics")
     weight = header.pop("weight")
     if (weight is None) != (body == b""):
         raise UpdateError("a weight comes with tensors, and tensors with a weight")
@@ -150,7 +166,8 @@ def _unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
     unzip = zlib.decompressobj()
     try:
         text = unzip.decompress(message[8 : 8 + length], HEADER_LIMIT)
-        header = json.loads(text) if unzip.eof else None
+        sound = unzip.eof and not unzip.unused_data and text.count(b"[") + text.count(b"{") <= BRACKETS
+        header = json.loads(text) if sound else None
     except (zlib.error, ValueError, RecursionError) as failure:
         raise UpdateError("the message's header is damaged") from failure
     if not isinstance(header, dict):

@@ -97,7 +97,7 @@ def decode(body: bytes, limit: int | None = None) -> dict[str, np.ndarray]:
     try:
         return dict(sorted(_load(body).items()))  # safetensors gives them in an order of its own
     except (SafetensorError, ValueError, TypeError, KeyError) as failure:
-        raise UpdateError(f"not valid safetensors: {failure}") from failure
+        raise UpdateError(f"not valid safetensors: {_printable(str(failure), 200)}") from failure
 
 
 def _check_header(body: bytes) -> None:
@@ -120,8 +120,10 @@ def _check_header(body: bytes) -> None:
     for name, entry in header.items():
         if not isinstance(entry, dict) or entry.get("dtype") != "F32":
             raise UpdateError("dtype is not F32", where=_printable(name))
+        if entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise UpdateError("holds more, or less, than dtype, shape and offsets", where=_printable(name))
 
 
-def _printable(name: str) -> str:
-    """A name that a stranger chose, made safe for logs."""
-    return ascii(name)[1:-1][:80]
+def _printable(name: str, most: int = 80) -> str:
+    """What a stranger wrote, made safe for logs."""
+    return ascii(name)[1:-1][:most]

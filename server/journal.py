@@ -119,6 +119,13 @@ class Journal:
         row = self._db.execute("SELECT result FROM results WHERE name = ?", (name,)).fetchone()
         return json.loads(row[0]) if row else None
 
+    def entries(self, kind: str) -> Iterator[ledger.Entry]:
+        """The ledger's entries of one kind, in order."""
+        for (line,) in self._db.execute("SELECT line FROM ledger ORDER BY sequence"):
+            found = ledger.Entry(**json.loads(line))
+            if found.kind == kind:
+                yield found
+
     def head(self) -> str:
         """Digest of the ledger's last entry: whoever knows it can tell whether the ledger was rewritten."""
         row = self._db.execute("SELECT line FROM ledger ORDER BY sequence DESC LIMIT 1").fetchone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from polyclinic.core.errors import PolyclinicError, UpdateError
@@ -25,6 +26,19 @@ KNOWN = {name: name.removeprefix("describe/") for name in TOLD} | dict.fromkeys(
     ("incoming/val", "incoming/test", "fitted/val"), "outcome"
 )
 """Everything that a site may tell, and of which kind it is; anything else is refused."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What came back from one site: the bytes of its reply, or why there is none.
+
+    ``proof`` is what the site signed, and its signature, where replies are signed.
+    """
+
+    site: str
+    message: bytes | None = None
+    failure: str = ""
+    proof: str = ""
 
 
 class Receiver:
@@ -57,8 +71,9 @@ class Receiver:
         self.refused: list[tuple[str, str]] = []
         self.bytes_up = 0
 
-    def check(self, site: str, message: bytes | None, failure: str = "") -> Reply | None:
+    def check(self, delivery: Delivery) -> Reply | None:
         """The reply, if it is good and the first of its site; else None, and ``excluded`` says why."""
+        site, message, failure = delivery.site, delivery.message, delivery.failure
         self.bytes_up += len(message or b"")
         try:
             if message is None:
@@ -77,6 +92,7 @@ class Receiver:
             "weight": reply.update.weight if reply.update else None,
             "seconds": reply.seconds,
             "update": digest(reply.update.tensors) if reply.update else None,
+            "proof": delivery.proof,
         }
         return reply
 
@@ -114,7 +130,10 @@ class Receiver:
     def entry(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """The ledger's entry: who took part with which digest and weight, who was set aside and why."""
         kept = {key: record[key] for key in ("round", "base", "result") if key in record}
-        took_part = {site: {"update": r["update"], "weight": r["weight"]} for site, r in sorted(self.accepted.items())}
+        took_part = {
+            site: {key: r[key] for key in ("update", "weight", "proof") if key != "proof" or r[key]}
+            for site, r in sorted(self.accepted.items())
+        }
         if "sites" in record:
             kept["record"] = fingerprint(record)
         return {**kept, "sites": took_part, "refused": [list(pair) for pair in sorted(self.refused)]}

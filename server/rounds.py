@@ -9,24 +9,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from polyclinic.core import seeds
-from polyclinic.core.errors import RunError, UpdateError
+from polyclinic.core.errors import DivergedError, QuorumError, RunError, UpdateError
 from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, encode_instruction
 from polyclinic.core.study import Study
 from polyclinic.core.update import Manifest, Tensors, Update, digest
+from polyclinic.core.version import VERSION
 from polyclinic.server import monitor, shift
 from polyclinic.server.journal import Journal, State
-from polyclinic.server.receive import KNOWN, TOLD, Receiver
+from polyclinic.server.receive import KNOWN, TOLD, Delivery, Receiver
 from polyclinic.strategies.contract import Step, Strategy
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """What came back from one site: the bytes of its reply, or why there is none."""
-
-    site: str
-    message: bytes | None = None
-    failure: str = ""
 
 
 class Sites(Protocol):
@@ -58,7 +50,9 @@ def run(study: Study, sites: Sites, initial: Tensors, journal: Journal, observe:
     """Runs what is left of a study to its end and returns its last state; a resumed run gives the same bits.
 
     Raises:
-        RunError: fewer good replies than the quorum; the run can be resumed.
+        QuorumError: fewer good replies than the quorum; the run can be resumed.
+        DivergedError: the server step left the bounds.
+        RunError: no site can be asked, or the journal cannot be written.
     """
     state = train(study, sites, initial, journal, observe)
     if journal.result("final") is None:
@@ -96,7 +90,7 @@ def one_round(
     receiver = Receiver(study, instruction, chosen, strategy.expects(state.tensors), blanks(study, journal))
     fold = strategy.init(state.tensors)
     for delivery in sites.send(message, chosen, study.rounds.deadline):  # 2 send, 3 at the site
-        reply = receiver.check(delivery.site, delivery.message, delivery.failure)  # 4 receive: verify, add, drop
+        reply = receiver.check(delivery)  # 4 receive: verify, add, drop
         if reply is not None and reply.update is not None:
             try:
                 fold = strategy.add(fold, bounded(reply.update, study.rounds.weight_cap))
@@ -125,7 +119,7 @@ def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: O
     observe(Event("round", instruction.round, sites=chosen))
     receiver = Receiver(study, instruction, chosen, None, blanks(study, journal))
     for delivery in sites.send(message, chosen, study.rounds.deadline):
-        receiver.check(delivery.site, delivery.message, delivery.failure)
+        receiver.check(delivery)
         observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
     receiver.close()
     demand_quorum(study, receiver, journal)
@@ -165,6 +159,7 @@ def instruct(study: Study, run_name: str, state: State, *, fit: bool, describe: 
         fit=fit,
         evaluate=("val",) if fit else ("val", "test"),
         describe=describe,
+        version=VERSION,
         tensors=state.tensors,
     )
 
@@ -184,7 +179,7 @@ def demand_sound(tensors: Tensors, number: int) -> None:
         Manifest.of(tensors).check(tensors)
     except UpdateError as failure:
         remedy = "lower server_step.learning_rate"
-        raise RunError(f"round {number}: the server step diverged: {failure}", remedy=remedy) from failure
+        raise DivergedError(f"round {number}: the server step diverged: {failure}", remedy=remedy) from failure
 
 
 def bounded(update: Update, cap: int) -> Update:
@@ -200,7 +195,7 @@ def demand_quorum(study: Study, receiver: Receiver, journal: Journal) -> None:
     reasons = "; ".join(f"{site}: {why}" for site, why in sorted(receiver.excluded.items()))
     number = receiver.instruction.round
     journal.commit(entries=[("paused", {"round": number, "needed": needed, "excluded": dict(receiver.excluded)})])
-    raise RunError(
+    raise QuorumError(
         f"round {number}: {len(receiver.accepted)} of {len(receiver.chosen)} sites answered well, {needed} are needed",
         where=reasons,
         remedy="mend what is named and resume; nothing is lost",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from typing import Any
 
 from polyclinic.core.study import Study
+from polyclinic.core.version import VERSION
 from polyclinic.server import monitor, shift
 from polyclinic.server.journal import Journal
 
@@ -22,7 +22,7 @@ def summarise(study: Study, journal: Journal, *, engine: str, adapter_sha256: st
     split = "test" if monitor.worst(test) else "val"
     worst = monitor.worst(test) or monitor.worst(val)
     return {
-        "polyclinic_version": version("polyclinic"),
+        "polyclinic_version": VERSION,
         "study": study.study.name,
         "study_digest": study.digest,
         "seed": study.study.seed,

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from polyclinic.core.errors import EngineError, PolyclinicError
 from polyclinic.core.messages import REFUSED
-from polyclinic.server.rounds import Delivery
+from polyclinic.server.receive import Delivery
 
 PAUSE = (0.05, 0.5)
 """Seconds between two looks for replies: at first and after each reply, and at most."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyclinic.core.explain import NO_PRIVACY, STAYS, course
 from polyclinic.core.study import Study
 from polyclinic.core.update import encode
 from polyclinic.models.network import build
@@ -14,9 +15,6 @@ def explain(study: Study) -> dict[str, list[str]]:
     trained = sum(array.size for array in tensors.values())
     whole = sum(weight.numel() for weight in adapted.network.parameters())
     factors = sum(array.size for name, array in tensors.items() if not name.startswith("head."))
-    rounds, training = study.rounds, study.training
-    length = f"{training.steps} batches" if training.steps else f"{training.epochs or 1} epoch(s)"
-    who = f"{rounds.sites_per_round} drawn sites" if rounds.sites_per_round else "all sites"
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
@@ -26,19 +24,10 @@ def explain(study: Study) -> dict[str, list[str]]:
             f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {factors:,} in the backbone's "
             f"adapters, {trained - factors:,} in the head.",
         ],
-        "How it goes": [
-            f"{rounds.count} rounds with {who}; a site trains {length} at batches of {training.batch_size}.",
-            study.strategy.explain(),
-            f"A round counts if {rounds.quorum:.0%} of the sites answer well; nobody is waited for longer than "
-            f"{rounds.deadline:,.0f} s. A site counts by {rounds.weight}, at most {rounds.weight_cap:,}.",
-        ],
+        "How it goes": course(study),
         "What leaves a site": leaving(study, len(encode(tensors))),
-        "What does not leave a site": [
-            "Images, file names, patients' identifiers, the manifest, single predictions, single features, gradients.",
-        ],
-        "What this does not promise": [
-            "The weights and statistics that leave are not noised: this study gives no differential privacy.",
-        ],
+        "What does not leave a site": [STAYS],
+        "What this does not promise": [NO_PRIVACY],
         "Digest": [study.digest],
     }
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from polyclinic.client.respond import Site, Workbench, respond, sayable
 from polyclinic.core.errors import PolyclinicError
 from polyclinic.core.messages import decode_instruction, encode_reply
-from polyclinic.server.rounds import Delivery
+from polyclinic.server.receive import Delivery
 
 
 class InTurn:

@@ -13,7 +13,8 @@ from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
 from polyclinic.server import rounds
 from polyclinic.server.journal import Journal
-from polyclinic.server.rounds import Delivery, Observer
+from polyclinic.server.receive import Delivery
+from polyclinic.server.rounds import Observer
 from polyclinic.simulations.baselines import baseline
 from polyclinic.simulations.crew import Crew, Job, Work, deal
 from polyclinic.simulations.in_turn import InTurn, answer

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,11 +21,9 @@ from polyclinic.core.ledger import fingerprint
 from polyclinic.core.runs import Run
 from polyclinic.core.study import SPLITS, Study
 from polyclinic.models import network
-from polyclinic.models.export import write_adapter
+from polyclinic.server.finish import finish
 from polyclinic.server.journal import Journal
-from polyclinic.server.report.page import write_report
 from polyclinic.server.rounds import Event, Observer
-from polyclinic.server.summary import summarise
 from polyclinic.simulations import baselines
 from polyclinic.simulations.inprocess import Engine, engine
 
@@ -60,11 +56,12 @@ def simulate(
     about = {"study": study.digest, "data": data_digest(rows, cohort), "backbone": machine.backbone, "policy": policy}
     try:
         prepare(study, folder, resume=options.resume)
-        with alone(folder), closing(open_journal(about, folder)) as journal:
+        with files.alone(folder), closing(open_journal(about, folder)) as journal:
             machine.run(journal, observe)
             if options.baselines:
                 run_baselines(machine, journal, observe)
-            finish(study, journal, folder, machine)
+            peak = machine.peak_mb()
+            finish(study, journal, folder, engine=machine.name, backbone=machine.backbone, peak_rss_mb=peak)
     finally:
         machine.close()
     return Run(folder)
@@ -122,19 +119,6 @@ def prepare(study: Study, folder: Path, *, resume: bool) -> None:
         files.write(folder / "study.toml", study.toml())
 
 
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Holds the folder against a second process that would write to the same run; the system lets go at death."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as failure:
-        raise RunError("another process is at work on this run", where=str(folder), remedy="wait for it") from failure
-    finally:
-        os.close(handle)
-
-
 def open_journal(about: Mapping[str, str], folder: Path) -> Journal:
     """A new journal, or that of the run to resume, which must be about the same things."""
     if not Journal.begun(folder):
@@ -155,14 +139,3 @@ def run_baselines(machine: Engine, journal: Journal, observe: Observer) -> None:
         entry = {"name": name, "result": fingerprint(result)}
         journal.commit(results={f"baseline/{name}": result}, entries=[("baseline", entry)])
         observe(Event("baseline", 0, name))
-
-
-def finish(study: Study, journal: Journal, folder: Path, machine: Engine) -> None:
-    """Adapter, summary and report, from the journal; the ledger's last entry holds the digests of both."""
-    state = journal.state()
-    assert state is not None
-    sha256 = write_adapter(study, state.tensors, folder / "adapter", machine.backbone)
-    summary = summarise(study, journal, engine=machine.name, adapter_sha256=sha256, peak_rss_mb=machine.peak_mb())
-    journal.commit(entries=[("end", {"adapter_sha256": sha256, "summary": fingerprint(summary)})])
-    files.write(folder / "summary.json", json.dumps(summary | {"ledger_head": journal.head()}, indent=1))
-    write_report(folder)

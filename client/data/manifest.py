@@ -56,15 +56,16 @@ class Row:
             object.__setattr__(self, "name", self.path.as_posix())
 
 
-def read_manifest(path: Path | str, data: Data, task: Labels, seed: int) -> tuple[Row, ...]:
+def read_manifest(path: Path | str, data: Data, task: Labels, seed: int, only: str = "") -> tuple[Row, ...]:
     """The rows of a manifest, sorted by site and name; their order in the file does not matter.
 
-    A manifest without splits is split by patient: see ``share``.
+    A manifest without splits is split by patient: see ``share``. ``only``: the site whose images alone are listed; the
+    column of sites may then be missing.
 
     Raises:
         DataError: the manifest cannot be used; lists what is wrong with it, each with its line.
     """
-    rows, problems = scan(path, data, task, seed)
+    rows, problems = scan(path, data, task, seed, only)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         more = [f"and {len(errors) - _SHOWN} more"] if len(errors) > _SHOWN else []
@@ -73,18 +74,21 @@ def read_manifest(path: Path | str, data: Data, task: Labels, seed: int) -> tupl
     return rows
 
 
-def scan(path: Path | str, data: Data, task: Labels, seed: int) -> tuple[tuple[Row, ...], tuple[Problem, ...]]:
+def scan(
+    path: Path | str, data: Data, task: Labels, seed: int, only: str = ""
+) -> tuple[tuple[Row, ...], tuple[Problem, ...]]:
     """The rows without fault, sorted by site and name, and all problems in the order of their lines.
 
     Never raises for what a file may hold. Images are looked for, not opened.
     """
     file = Path(path).absolute()
     table = read_table(file)
-    problems = [*table.problems, *_header_problems(table, data.columns)]
+    needed = ("path", "label") if only else ("path", "site", "label")
+    problems = [*table.problems, *_header_problems(table, data.columns, needed)]
     places = _places(table.header, data.columns)
-    if not {"path", "site", "label"} <= places.keys():
+    if not set(needed) <= places.keys():
         return (), tuple(problems)
-    reader = _Reader(file.parent, data.columns, task)
+    reader = _Reader(file.parent, data.columns, task, only)
     fields = [(line, {role: cells[place] for role, place in places.items()}) for line, cells in table.records]
     split_given = any(field.get("split") for _, field in fields)
     for line, field in fields:
@@ -125,7 +129,7 @@ def _places(header: Sequence[str], columns: Columns) -> dict[str, int]:
     return {role: header.index(name) for role, name in columns.model_dump().items() if name in header}
 
 
-def _header_problems(table: Table, columns: Columns) -> Iterator[Problem]:
+def _header_problems(table: Table, columns: Columns, needed: Sequence[str]) -> Iterator[Problem]:
     header, defaults = table.header, Columns()
     if not header:
         return
@@ -142,7 +146,7 @@ def _header_problems(table: Table, columns: Columns) -> Iterator[Problem]:
         if header.count(name) > 1:
             yield Problem(1, name, "this column stands twice", "keep one")
         # a split or patient column that the study names itself must exist: a typo would leak patients between splits
-        if name not in header and (role in ("path", "site", "label") or name != getattr(defaults, role)):
+        if name not in header and (role in needed or (role != "site" and name != getattr(defaults, role))):
             near = get_close_matches(name, header, 2, 0.5)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             remedy = f"{hint}there are {', '.join(header)}; data.columns.{role} in the study names the column"
@@ -172,8 +176,8 @@ def _torn_patients(rows: Sequence[Row]) -> Iterator[Problem]:
 class _Reader:
     """Gathers rows and problems, one record at a time."""
 
-    def __init__(self, folder: Path, columns: Columns, task: Labels) -> None:
-        self.folder, self.columns, self.task = folder, columns, task
+    def __init__(self, folder: Path, columns: Columns, task: Labels, only: str) -> None:
+        self.folder, self.columns, self.task, self.only = folder, columns, task, only
         self.rows: list[Row] = []
         self.problems: list[Problem] = []
         self._lines: dict[str, int] = {}
@@ -182,7 +186,9 @@ class _Reader:
         """Adds the record's row, or else every problem that it has."""
         before = len(self.problems)
         path, name = self._path(line, field["path"])
-        site = field["site"]
+        site = field.get("site", self.only)
+        if self.only and site != self.only:
+            self._note(line, self.columns.site, f"'{site}' is another site than {self.only}", "leave the line out")
         if not _SITE.fullmatch(site):
             what = f"'{site}' is no site name" if site else "no site is named"
             self._note(line, self.columns.site, what, "letters, digits, blanks and . _ -, at most 64, first no sign")

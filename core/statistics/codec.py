@@ -60,7 +60,6 @@ def unpack(body: bytes) -> Any:
     unzip = zlib.decompressobj()
     try:
         text = unzip.decompress(body, UNPACKED_LIMIT)
-        received = json.loads(text) if unzip.eof else None
+        return decode(json.loads(text) if unzip.eof else None)
     except (zlib.error, ValueError, RecursionError) as failure:
         raise UpdateError("a packed statistic is damaged") from failure
-    return decode(received)

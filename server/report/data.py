@@ -63,7 +63,10 @@ class Shift:
 
 @dataclass(frozen=True)
 class Site:
-    """One site at the end of a run; mappings go from split to figures, sizes are (images, patients)."""
+    """One site at the end of a run; mappings go from split to figures, sizes are (images, patients).
+
+    While the run goes on, ``trained`` says how many rounds the model had of which the site told last.
+    """
 
     name: str
     sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class Site:
     bins: Mapping[str, tuple[Bin, ...]] = field(default_factory=dict)
     shift: Shift = Shift()
     excluded: str = ""
+    trained: int | None = None
 
     def figure(self, model: Model, split: str, key: str) -> Figure:
         """What ``model`` reached here, or why that is not known."""
@@ -105,6 +109,7 @@ class Evidence:
         study: study.toml as plain data; source: its text.
         facts: summary.json as it is, for what needs no reading.
         places: site → place on the map of shift; empty if there is none.
+        finished: False while the run goes on: the figures are then those of the last model that was judged.
     """
 
     study: Json
@@ -115,10 +120,13 @@ class Evidence:
     pooled: Mapping[str, Figures]
     pooled_bins: Mapping[str, tuple[Bin, ...]]
     places: Mapping[str, tuple[float, float]]
+    finished: bool = True
 
     @cached_property
     def split(self) -> str:
-        """Which images judge the final model: test, or validation where only there a site has figures."""
+        """Which images judge the model: test, or validation where only there a site has figures, or until the end."""
+        if not self.finished:
+            return "val"
         having = [any(known(s.federated.get(split, {})) for s in self.sites) for split in ("test", "val")]
         return "val" if having == [False, True] else "test"
 
@@ -225,11 +233,12 @@ def figure(found: Json) -> Figure:
 
 def bins_by_split(found: Json | None) -> dict[str, tuple[Bin, ...]]:
     """Split → reliability bins; splits without any are left out."""
-    return {
-        split: tuple(Bin(b["low"], b["high"], b["count"], b["confidence"], b["frequency"]) for b in rows)
-        for split, rows in (found or {}).items()
-        if rows
-    }
+    return {split: bins(rows) for split, rows in (found or {}).items() if rows}
+
+
+def bins(rows: Iterable[Json] | None) -> tuple[Bin, ...]:
+    """Reliability bins from their objects."""
+    return tuple(Bin(b["low"], b["high"], b["count"], b["confidence"], b["frequency"]) for b in rows or ())
 
 
 def pick(found: Figures | None, key: str) -> Figure:

@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from polyclinic.core import files
-from polyclinic.core.statistics.figures import Figure
-from polyclinic.server.report import compare, data, svg, tables, words
-from polyclinic.server.report.charts import rounds
-from polyclinic.server.report.charts.forest import Row, forest
-from polyclinic.server.report.charts.reliability import reliability
-from polyclinic.server.report.charts.shift import LOOK, places, shift_map
-from polyclinic.server.report.charts.traffic import Load, traffic
-from polyclinic.server.report.data import METRICS, SPLITS, Evidence, Metric, Model, pick
-from polyclinic.server.report.findings import findings
+from polyclinic.server.report import data, svg, words
+from polyclinic.server.report.data import Evidence
+from polyclinic.server.report.sections import sections
 
-AT_ONCE = 12
-"""Panels shown at once; those of more sites can be unfolded."""
-
-
-LEVEL_MARKS = {
-    "good": ("up", "better", "good"),
-    "bad": ("down", "worse", "attention"),
-    "open": ("circle", "open", "not shown"),
-    "unknown": ("diamond", "unknown", "unknown"),
-    "note": ("square", "pooled", "noted"),
-}
-"""Shape, colour and word for each level of a finding."""
-CALIBRATION = (
-    "Across: the probability that the model gives to “yes”; up: how often the answer is yes.",
-    "Across: how sure the model is of the likeliest class; up: how often it is right.",
-)
-"""Axes of a reliability diagram: of yes-or-no answers, and of one among several classes."""
-BASELINES: tuple[Model, ...] = ("alone", "central")
 UNITS = re.compile(
     r"(?<=\d) (?=(?:%|[kMG]?B|s|min|h|sites?|rounds?|patients?)(?!\w))"
     r"|(?<=\bp) (?=[<=])|(?<=p [<=]) (?=\d)"
 )
 """Spaces at which a line must not break: between a number and its unit, and within "p < 0.001"."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A small chart under its name, or why there is none; with what it says in a line."""
-
-    name: str
-    chart: Markup
-    note: str
 
 
 def write_report(folder: Path) -> Path:
@@ -68,164 +33,24 @@ def write_report(folder: Path) -> Path:
 
 def render(evidence: Evidence) -> str:
     """The page."""
-    pages = Environment(
-        loader=PackageLoader("polyclinic.server.report"),
+    took = words.duration(evidence.facts["seconds"])
+    return environment().get_template("report.html").render(sections(evidence), took=took)
+
+
+def environment(*first: BaseLoader) -> Environment:
+    """The report's templates, and before them those of ``first``; everything that they are given is escaped."""
+    templates = Environment(
+        loader=ChoiceLoader([*first, PackageLoader("polyclinic.server.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=unbroken,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.globals.update(key=svg.key)
-    return pages.get_template("report.html").render(
-        evidence=evidence,
-        split=SPLITS[evidence.split],
-        description=evidence.study.get("study", {}).get("description", ""),
-        findings=findings(evidence),
-        tiles=tiles(evidence),
-        **history(evidence),
-        sites=tables.sites(evidence),
-        reliability=reliability_panels(evidence),
-        **shift(evidence),
-        forests=forests(evidence),
-        compared=tables.compared(evidence),
-        traffic=traffic(loads(evidence)),
-        travelled=tables.travelled(evidence),
-        settings=tables.settings(evidence.study),
-        calibration_hint=CALIBRATION[evidence.kind == "multiclass"],
-        level_marks=LEVEL_MARKS,
-        took=words.duration(evidence.facts["seconds"]),
-        at_once=AT_ONCE,
-    )
+    templates.globals.update(key=svg.key)
+    return templates
 
 
 def unbroken(value: Any) -> Any:
     """Text whose numbers stay on one line with their units."""
     return UNITS.sub("\N{NO-BREAK SPACE}", value) if type(value) is str else value
-
-
-def tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
-    """(what, figure, small print) of the five figures at the very top."""
-    metric, split, facts = evidence.metric, evidence.split, evidence.facts
-    merit, error = pick(evidence.pooled.get(split), metric.key), pick(evidence.pooled.get(split), "ece")
-    images = sum(site.sizes[split][0] for site in evidence.sites if split in site.sizes)
-    up, down = facts["bytes_up"], facts["bytes_down"]
-    judged = f"{words.counted(images, f'{SPLITS[split]} image')}, {words.counted(facts['rounds'], 'round')}"
-    return [
-        tile(f"{metric.name}, pooled", merit),
-        worst_tile(evidence),
-        tile("Calibration error, pooled", error),
-        ("Sites", str(len(evidence.sites)), judged),
-        ("Travelled", words.size(up + down), f"{words.size(up)} from the sites, {words.size(down)} to them"),
-    ]
-
-
-def worst_tile(evidence: Evidence) -> tuple[str, str, str]:
-    """The site that is worst off."""
-    metric = evidence.metric
-    name, figure = compare.worst(evidence)
-    value = "–" if figure.value is None else words.number(figure.value)
-    return f"{metric.name}, worst site", value, name or str(figure.why)
-
-
-def tile(what: str, figure: Figure) -> tuple[str, str, str]:
-    """A figure and its interval, or why there is none."""
-    if figure.value is None:
-        return what, "–", str(figure.why)
-    if figure.low is None or figure.high is None:
-        return what, words.number(figure.value), "no interval"
-    return what, words.number(figure.value), f"95 % interval {words.number(figure.low)} to {words.number(figure.high)}"
-
-
-def history(evidence: Evidence) -> dict[str, Any]:
-    """Charts and tables round by round, all on validation images."""
-    metric = data.leading(site.federated.get("val", {}) for site in evidence.sites)
-    chosen = [metric, *(m for m in METRICS if m.key in ("nll", "ece") and m.key != metric.key)]
-    drawn = [(m, rounds.overview(m, rounds.pooled(evidence, m), rounds.arrived(evidence, m))) for m in chosen]
-    arrived, own = rounds.arrived(evidence, metric), rounds.own(evidence, metric)
-    limits = rounds.shared(metric, [*arrived, *own])
-    panels = [site_panel(metric, a, b, limits) for a, b in zip(arrived, own, strict=True)]
-    worst_last = [track.name for track in rounds.ranked(metric, arrived)]
-    if len(panels) > AT_ONCE:  # those worst off first, those without a figure last
-        panels.sort(key=lambda panel: -worst_last.index(panel.name) if panel.name in worst_last else 1)
-    return {
-        "history": [(m, chart) for m, chart in drawn if chart],
-        "history_metric": metric,
-        "panels_by_site": panels,
-        "trajectories": [
-            tables.trajectory(metric, [rounds.pooled(evidence, metric), *arrived], "global model on arrival"),
-            tables.trajectory(metric, own, "own model after local training"),
-        ],
-    }
-
-
-def site_panel(metric: Metric, arrived: rounds.Track, own: rounds.Track, limits: tuple[float, float]) -> Panel:
-    """One site round by round."""
-    note = "" if arrived.last or not arrived.points else f"No {metric.name}: {arrived.points[-1][1].why}."
-    return Panel(arrived.name, rounds.panel(metric, arrived, own, limits), note)
-
-
-def reliability_panels(evidence: Evidence) -> list[Panel]:
-    """A diagram for all sites together, then one a site; of many sites those with the greatest error first."""
-    split = evidence.split
-    pooled = pick(evidence.pooled.get(split), "ece")
-    first = Panel("All sites together", reliability("all sites", evidence.pooled_bins.get(split, ())), error(pooled))
-    rows = []
-    for site in evidence.sites:
-        figure, bins = site.figure("federated", split, "ece"), site.bins.get(split, ())
-        images, patients = site.sizes.get(split, (1, 1))
-        chart = reliability(site.name, bins, patients / max(1, images))
-        leaning = f"; {compare.leaning(bins, evidence.kind)}" if bins and compare.miscalibrated(figure) else ""
-        rows.append((figure.value, Panel(site.name, chart, error(figure) + leaning)))
-    if len(rows) > AT_ONCE:
-        rows.sort(key=lambda row: -1 if row[0] is None else row[0], reverse=True)
-    return [first, *(panel for _, panel in rows)]
-
-
-def error(figure: Figure) -> str:
-    """The calibration error, or why there is none."""
-    return f"ECE {words.ranged(figure)}" if figure.value is not None else f"Not shown: {figure.why}"
-
-
-def shift(evidence: Evidence) -> dict[str, Any]:
-    """The map and its table."""
-    known = {s.name: s.shift.psi for s in evidence.sites if s.shift.psi is not None}
-    readings = {name: compare.stability(psi) for name, psi in known.items()}
-    spots = places(evidence.places, readings)
-    used = {spot.reading for spot in spots}
-    legend = [(*LOOK[r], False, text) for r, text in READINGS.items() if r in used]
-    return {"map": shift_map(spots), "map_legend": legend, "shifts": tables.shifts(evidence)}
-
-
-READINGS = {
-    "little": "little brightness shift (PSI < 0.1)",
-    "some": "some brightness shift (0.1 to 0.25)",
-    "marked": "marked brightness shift (> 0.25)",
-    "": "brightness shift not known",
-}
-
-
-def forests(evidence: Evidence) -> list[tuple[str, Markup, str]]:
-    """(title, chart, who is missing) of federated against alone and against central."""
-    metric = evidence.metric
-    drawn = []
-    for other in BASELINES:
-        found = compare.against(evidence, other)
-        rows = [Row(name, figure, compare.verdict(figure, metric)) for name, figure in found.items()]
-        if len(rows) > AT_ONCE:
-            rows.sort(key=lambda row: -(row.figure.value or 0.0))
-        mean = compare.mean([row.figure for row in rows])
-        sides = (f"{other} better", "federated better")
-        sides = sides if metric.more_is_better else (sides[1], sides[0])
-        title = f"{metric.name}: federated − {other}"
-        last = Row("Mean over sites", mean, compare.verdict(mean, metric))
-        missing = [f"{row.name} ({row.figure.why})" for row in rows if row.figure.value is None]
-        drawn.append((title, forest(title, rows, last, sides), words.listing(missing)))
-    return [row for row in drawn if row[1]]
-
-
-def loads(evidence: Evidence) -> list[Load]:
-    """Bytes by round, and of the last evaluation."""
-    last = tables.last_evaluation(evidence)
-    each = [Load(str(r.number), r.up, r.down) for r in evidence.rounds]
-    return [*each, Load("last", *last)] if any(last) else each

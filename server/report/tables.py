@@ -49,17 +49,29 @@ def name(text: str, note: str = "") -> Cell:
 
 
 def sites(evidence: Evidence) -> Table:
-    """Every figure of the final model at every site, and pooled."""
-    split = evidence.split
-    head = ("Site", "Images", *(metric.name for metric in METRICS))
+    """Every figure of the model at every site, and pooled; how many judge it is told at the end."""
+    split, done = evidence.split, evidence.finished
+    head = ("Site", *(["Images"] if done else []), *(metric.name for metric in METRICS))
     rows = [
-        (name(s.name, s.excluded), people(s, split), *(cell(s.figure("federated", split, m.key)) for m in METRICS))
+        (
+            name(s.name, s.excluded or dated(evidence, s)),
+            *([people(s, split)] if done else []),
+            *(cell(s.figure("federated", split, m.key)) for m in METRICS),
+        )
         for s in evidence.sites
     ]
     sizes = [s.sizes[split] for s in evidence.sites if split in s.sizes]
     total = Cell(words.whole(sum(n for n, _ in sizes)), words.counted(sum(n for _, n in sizes), "patient"))
-    pooled = (name("Pooled"), total, *(cell(pick(evidence.pooled.get(split), m.key)) for m in METRICS))
-    return Table(f"The final model on {SPLITS[split]} images", head, (*rows, pooled))
+    figures = (cell(pick(evidence.pooled.get(split), m.key)) for m in METRICS)
+    pooled = (name("Pooled"), *([total] if done else []), *figures)
+    return Table(f"The {'final ' if done else ''}model on {SPLITS[split]} images", head, (*rows, pooled))
+
+
+def dated(evidence: Evidence, site: Site) -> str:
+    """Which model a site told of last, where that is not the last one of all."""
+    newest = max((s.trained for s in evidence.sites if s.trained is not None), default=None)
+    old = site.trained is not None and site.trained != newest
+    return f"model of {words.counted(site.trained or 0, 'round')}" if old else ""
 
 
 def people(site: Site, split: str) -> Cell:
@@ -147,15 +159,20 @@ def travelled(evidence: Evidence) -> Table:
         )
         for r in evidence.rounds
     ]
-    last = last_evaluation(evidence)
-    out = evidence.facts.get("excluded") or {}
-    took_part = sum(1 for site in evidence.sites if not site.excluded)
-    moved = (Cell(words.size(last[0])), Cell(words.size(last[1])))
-    rows.append((name("Last evaluation"), Cell(str(took_part)), *moved, Cell("–"), Cell(reasons(out), number=False)))
+    if evidence.finished:
+        rows.append(last_row(evidence))
     totals = (Cell(words.size(evidence.facts["bytes_up"])), Cell(words.size(evidence.facts["bytes_down"])))
     rows.append((name("Total"), Cell(""), *totals, Cell(words.duration(evidence.facts["seconds"])), Cell("")))
     head = ("Round", "Sites", "From sites", "To sites", "Time", "Set aside, and why")
     return Table("Round by round", head, tuple(rows))
+
+
+def last_row(evidence: Evidence) -> tuple[Cell, Cell, Cell, Cell, Cell, Cell]:
+    """The last evaluation, as a row of what travelled."""
+    last, out = last_evaluation(evidence), evidence.facts.get("excluded") or {}
+    took_part = sum(1 for site in evidence.sites if not site.excluded)
+    moved = (Cell(words.size(last[0])), Cell(words.size(last[1])))
+    return name("Last evaluation"), Cell(str(took_part)), *moved, Cell("–"), Cell(reasons(out), number=False)
 
 
 def last_evaluation(evidence: Evidence) -> tuple[int, int]:

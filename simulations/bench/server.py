@@ -16,7 +16,7 @@ from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.core.update import Tensors, Update
 from polyclinic.server import rounds
 from polyclinic.server.journal import Journal
-from polyclinic.server.rounds import Delivery
+from polyclinic.server.receive import Delivery
 from polyclinic.simulations.bench.figure import Measured, federation, study
 from polyclinic.simulations.inprocess import own_peak_mb
 from polyclinic.simulations.simulate import Options, simulate

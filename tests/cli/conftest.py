@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -76,6 +77,15 @@ def study_file(tiny_vit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """The tiny study, as a file."""
     path = tmp_path_factory.mktemp("study") / "study.toml"
     path.write_text(study_text(tiny_vit))
+    return path
+
+
+@pytest.fixture(scope="session")
+def live_study(study_file: Path, tiny_vit: Path) -> Path:
+    """The tiny study with its backbone's hash, as a live federation needs it."""
+    pin = f'sha256 = "{hashlib.sha256(tiny_vit.read_bytes()).hexdigest()}"'
+    path = study_file.with_name("live.toml")
+    path.write_text(study_file.read_text().replace("[backbone]", f"[backbone]\n{pin}"))
     return path
 
 

@@ -14,6 +14,7 @@ from polyclinic.client.policy import Policy
 from polyclinic.core.messages import Instruction, Reply, decode_reply, encode_instruction
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, digest
+from polyclinic.core.version import VERSION
 from polyclinic.models import network
 
 
@@ -42,7 +43,7 @@ def instruct(study: Study, tensors: Tensors, name: str | None = None) -> Message
 
 
 def instruction(study: Study, tensors: Tensors, name: str | None = None) -> Instruction:
-    return Instruction(name or study.digest, "run", 1, "n", digest(tensors), True, ("val",), False, tensors)
+    return Instruction(name or study.digest, "run", 1, "n", digest(tensors), True, ("val",), False, VERSION, tensors)
 
 
 def wrap(content: bytes) -> Message:

@@ -24,6 +24,7 @@ from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.core.statistics.outcome import UNIT
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, digest
+from polyclinic.core.version import VERSION
 from polyclinic.models.adaptations.parameter import lora_layers
 from polyclinic.models.network import build, plain, task
 
@@ -42,7 +43,7 @@ def north(tiny_study: Study, tiny_manifest: Path) -> SiteData:
 
 
 def ask(study: Study, state: Tensors, /, **keys: object) -> Instruction:
-    asked = Instruction(study.digest, "run", 1, "nonce", digest(state), False, ("val", "test"), False, state)
+    asked = Instruction(study.digest, "run", 1, "nonce", digest(state), False, ("val", "test"), False, VERSION, state)
     return replace(asked, **keys)  # type: ignore[arg-type]
 
 

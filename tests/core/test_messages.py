@@ -31,6 +31,7 @@ from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.core.statistics.outcome import tally
 from polyclinic.core.statistics.shift import Labels
 from polyclinic.core.update import Update, digest, encode
+from polyclinic.core.version import VERSION
 
 TENSORS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b.lora_A": np.zeros(1, np.float32)}
 OUTCOME = tally("binary", np.array([0.2, 0.9]), np.array([0, 1]), ["p", "q"], np.array([0.1, 0.2]))
@@ -39,7 +40,7 @@ STATISTICS = {
     "fitted/val": Withheld("outcome", 10),
     "describe/labels": Labels.of(np.array([0, 1, 1]), ["p", "q", "q"], ("no", "yes")),
 }
-INSTRUCTION = Instruction("s", "r", 1, "n", digest(TENSORS), True, ("val",), False, TENSORS)
+INSTRUCTION = Instruction("s", "r", 1, "n", digest(TENSORS), True, ("val",), False, VERSION, TENSORS)
 REPLY = Reply(
     "north", "s", "r", 1, "n", digest(TENSORS), Update("north", 5, TENSORS), STATISTICS, {"train": (5, 4)}, 1.5
 )

@@ -97,6 +97,7 @@ def test_frozen_weights_stay_and_only_agreed_ones_move(tiny_study: Study, tiny_m
     from polyclinic.client.respond import Workbench, respond
     from polyclinic.core.messages import Instruction
     from polyclinic.core.update import digest
+    from polyclinic.core.version import VERSION
     from polyclinic.simulations.simulate import gather
 
     options = Options()
@@ -104,7 +105,7 @@ def test_frozen_weights_stay_and_only_agreed_ones_move(tiny_study: Study, tiny_m
     bench = Workbench(tiny_study)
     before = {name: weight.clone() for name, weight in bench.adapted.network.state_dict().items()}
     start = bench.adapted.read()
-    asked = Instruction(tiny_study.digest, "r", 1, "n", digest(start), True, ("val",), True, start)
+    asked = Instruction(tiny_study.digest, "r", 1, "n", digest(start), True, ("val",), True, VERSION, start)
     reply = respond(bench, cohort["west"], asked)
     assert reply.update is not None
     moved = {n for n, w in bench.adapted.network.state_dict().items() if not torch.equal(w, before[n])}

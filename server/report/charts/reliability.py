@@ -15,13 +15,13 @@ from polyclinic.server.report.svg import Scale
 TICKS = (0.0, 0.5, 1.0)
 
 
-def reliability(name: str, bins: Sequence[Bin], witnesses: float = 1.0) -> Markup:
+def reliability(name: str, bins: Sequence[Bin], witnesses: float | None = 1.0) -> Markup:
     """Dots as large as their bins are full, with 95 % intervals, on the diagonal of perfect calibration.
 
     Args:
         name: of the site.
         bins: those that hold anything.
-        witnesses: patients per image; intervals count patients.
+        witnesses: patients per image, for intervals count patients; without it (None) there are none.
     """
     if not bins:
         return Markup("")
@@ -30,6 +30,8 @@ def reliability(name: str, bins: Sequence[Bin], witnesses: float = 1.0) -> Marku
     bars = Scale(0, most, 196, 174)
     drawn = [svg.frame(x, y, TICKS, TICKS), svg.line((x(0), y(0)), (x(1), y(1)), "ideal")]
     for b in bins:
+        if witnesses is None:
+            break
         low, high = intervals.wilson(b.frequency, b.size * witnesses)
         drawn.append(svg.line((x(b.confidence), y(low)), (x(b.confidence), y(high)), "whisker thin"))
     for b in bins:

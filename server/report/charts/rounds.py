@@ -36,10 +36,10 @@ class Track:
 
 
 def pooled(evidence: Evidence, metric: Metric) -> Track:
-    """The global model over all sites: what arrived in round r had r - 1 rounds; the last is the final model."""
+    """The global model over all sites: what arrived in round r had r - 1 rounds; last, if there, the final one."""
     points = [(r.number - 1, pick(r.pooled, metric.key)) for r in evidence.rounds]
-    final = (end(evidence), pick(evidence.pooled.get("val"), metric.key))
-    return Track("pooled", (*points, final))
+    final = [(end(evidence), pick(evidence.pooled.get("val"), metric.key))] if evidence.finished else []
+    return Track("pooled", (*points, *final))
 
 
 def arrived(evidence: Evidence, metric: Metric) -> list[Track]:
@@ -49,7 +49,7 @@ def arrived(evidence: Evidence, metric: Metric) -> list[Track]:
             site.name,
             (
                 *((r.number - 1, pick(r.arrived.get(site.name), metric.key)) for r in evidence.rounds),
-                (end(evidence), pick(site.federated.get("val"), metric.key)),
+                *([(end(evidence), pick(site.federated.get("val"), metric.key))] if evidence.finished else []),
             ),
         )
         for site in evidence.sites
@@ -105,7 +105,7 @@ def labels(y: Scale, named: dict[str, Track]) -> Markup:
 
 def panel(metric: Metric, arrived: Track, own: Track, y: tuple[float, float]) -> Markup:
     """One site: the global model as it arrived (filled circles) and its own after local training (open squares)."""
-    last = max(x for track in (arrived, own) for x, _ in track.points)
+    last = max((x for track in (arrived, own) for x, _ in track.points), default=0)
     across, up = Scale(0, max(last, 1), 30, 172), Scale(*y, 112, 8)
     if not arrived.values and not own.values:
         return Markup("")
@@ -183,5 +183,5 @@ def spoken(metric: Metric, together: Track, ends: Sequence[Track]) -> str:
     parts = [f"On validation images, pooled over sites: {told(together)}."]
     if len(ends) > 1:
         best, worst = ends[0], ends[-1]
-        parts.append(f"At the end best at {best.name} ({told(best)}), worst at {worst.name} ({told(worst)}).")
+        parts.append(f"Last best at {best.name} ({told(best)}), worst at {worst.name} ({told(worst)}).")
     return " ".join(parts)

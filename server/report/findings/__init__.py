@@ -11,6 +11,8 @@ __all__ = ["Finding", "findings"]
 
 
 def findings(evidence: Evidence) -> list[Finding]:
-    """All answers that a report gives, the most important first."""
+    """All answers that a report gives, the most important first; until the end, those that can be given before it."""
+    if not evidence.finished:
+        return [worst_off(evidence), shifted(evidence), set_aside(evidence)]
     made = (worth(evidence), for_whom(evidence), worst_off(evidence), miscalibrated(evidence), shifted(evidence))
     return [finding for finding in (*made, set_aside(evidence)) if finding is not None]

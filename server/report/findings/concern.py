@@ -109,13 +109,14 @@ def set_aside(evidence: Evidence) -> Finding:
     for name, why in last.items():
         rows.setdefault((name, why), []).append("the last evaluation")
     rounds = words.counted(len(evidence.rounds), "round")
+    span = f"{rounds} and the last evaluation" if evidence.finished else f"{rounds} so far"
     if not rows:
-        return Finding(topic, "good", f"Nobody, in {rounds} and the last evaluation.")
+        return Finding(topic, "good", f"Nobody, in {span}.")
     names = words.listing(sorted({name for name, _ in rows}))
     more = tuple(f"{name}, in {when(places)}: {why}." for (name, why), places in list(rows.items())[:5])
     if len(rows) > 5:
         more += ("The rest stands below, round by round.",)
-    return Finding(topic, "bad", f"{names}, at least once in {rounds} and the last evaluation.", more)
+    return Finding(topic, "bad", f"{names}, at least once in {span}.", more)
 
 
 def when(places: Sequence[str]) -> str:

@@ -203,3 +203,20 @@ def test_the_share_is_close_to_what_was_asked(seed, asked):
     assert all(0.0 <= place < 1.0 for place in places)
     got = sum(place < asked for place in places) / len(places)
     assert abs(got - asked) < 5 * (asked * (1 - asked) / len(places)) ** 0.5
+
+
+def test_a_site_s_own_manifest_needs_no_column_of_sites_and_holds_no_other_site(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "own.csv").write_text("path,label\na.png,no\n")
+    (tmp_path / "two.csv").write_text("path,site,label\na.png,south,no\n")
+
+    class Task:
+        def target(self, label: str) -> int:
+            return int(label == "yes")
+
+    (row,) = read_manifest(tmp_path / "own.csv", Data(), Task(), 0, only="north")
+    assert (row.site, row.name) == ("north", "a.png")
+    with pytest.raises(DataError, match="'south' is another site than north"):
+        read_manifest(tmp_path / "two.csv", Data(), Task(), 0, only="north")
+    with pytest.raises(DataError, match="this column is missing"):
+        read_manifest(tmp_path / "own.csv", Data(), Task(), 0)

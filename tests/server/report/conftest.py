@@ -112,16 +112,28 @@ def made_round(rng: Generator, centres: Mapping[str, Centre], number: int, of: i
         name: {
             "incoming": judged(rng, incoming[name]),
             "fitted": judged(rng, fitted[name]),
+            "reliability": bins(incoming[name]),
             "weight": centre.patients,
             "seconds": 1.5,
         }
         for name, centre in there.items()
     }
-    pooled = {"incoming": together(rng, list(incoming.values()))[0], "fitted": together(rng, list(fitted.values()))[0]}
+    found, reliable = together(rng, list(incoming.values()))
+    pooled = {"incoming": found, "fitted": together(rng, list(fitted.values()))[0], "reliability": reliable}
+    shift = {name: made_shift(centre) for name, centre in there.items()} if number == 1 else None
     moved = {"bytes_up": 93_000 * len(there), "bytes_down": 91_000 * len(centres)}
     ends = {"base": f"{number:064x}", "result": f"{number + 1:064x}"}
     head = {"round": number, "seconds": 3.2, "worst_site": None, "excluded": dict(out)}
-    return {**head, **moved, **ends, "sites": sites, "pooled": pooled}
+    return {**head, **moved, **ends, "sites": sites, "pooled": pooled, "shift": shift}
+
+
+def made_shift(centre: Centre) -> Json:
+    """How far a centre's images lie from the others'."""
+    row: Json = {
+        "frechet": centre.psi / 4, "mmd2": centre.psi / 8, "p_value": centre.p_value,
+        "intensity_psi": centre.psi, "prevalence": [1 - centre.prevalence, centre.prevalence],
+    }  # fmt: skip
+    return dict.fromkeys(row, None) | {"why": "withheld: too few patients"} if centre.withheld else row
 
 
 def made_site(rng: Generator, centre: Centre, outcomes: Mapping[str, Outcome | None], baselines: bool) -> Json:
@@ -131,13 +143,8 @@ def made_site(rng: Generator, centre: Centre, outcomes: Mapping[str, Outcome | N
         "n": {split: {"images": 2 * n, "patients": n} for split, n in sizes.items()},
         "metrics": {split: judged(rng, outcome) for split, outcome in outcomes.items()},
         "reliability": {split: bins(outcome) for split, outcome in outcomes.items()},
-        "shift": {
-            "frechet": centre.psi / 4, "mmd2": centre.psi / 8, "p_value": centre.p_value,
-            "intensity_psi": centre.psi, "prevalence": [1 - centre.prevalence, centre.prevalence],
-        },
-    }  # fmt: skip
-    if centre.withheld:
-        row["shift"] = dict.fromkeys(row["shift"], None) | {"why": "withheld: too few patients"}
+        "shift": made_shift(centre),
+    }
     for name, skill in {"alone": centre.alone, "central": centre.skill * 1.05}.items() if baselines else ():
         model = {s: None if centre.withheld else answers(rng, centre, skill, sizes[s]) for s in ("val", "test")}
         row[name] = {split: judged(rng, outcome) for split, outcome in model.items()}

@@ -1,0 +1,296 @@
+"""A site's folder: what stands where, what is set in site.toml, and who may read what.
+
+Two operating-system users may share it. The agent's owns everything and alone reads ``private/``; the other, which
+faces the network, owns ``network/`` and what the link writes, reads the book and the outbox, and needs no image.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import tomli_w
+from pydantic import Field
+
+from polyclinic.client.policy import Kind, Policy
+from polyclinic.core import files
+from polyclinic.core.config import Config, parse
+from polyclinic.core.errors import PolicyError, StudyError, TrustError
+from polyclinic.core.signing import SigningKey
+
+LOCAL_PORT = 9480
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$"
+_KEY = r"^[0-9a-f]{64}$"
+
+
+class Coordinator(Config):
+    """Where the coordinator is, and the key under which it signs."""
+
+    host: str = Field(min_length=1, max_length=253)
+    fleet_port: int = Field(ge=1, le=65535)
+    governance_port: int = Field(ge=1, le=65535)
+    key: str = Field(pattern=_KEY)
+
+    def address(self, port: int) -> str:
+        """HOST:PORT, as an address of the internet is written."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+class DataPlace(Config):
+    """Where the images are listed."""
+
+    manifest: str = Field(min_length=1)
+
+
+class Rules(Config):
+    """See ``polyclinic.client.policy.Policy``; which studies are approved is told by the book."""
+
+    minimum_patients: int = Field(default=10, ge=1)
+    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels")
+
+    def policy(self, *studies: str) -> Policy:
+        """The rules with the digests of approved ``studies``."""
+        return Policy(minimum_patients=self.minimum_patients, tell=self.tell, studies=studies)
+
+
+class Settings(Config):
+    """site.toml: see the comments of ``render``."""
+
+    name: str = Field(pattern=_NAME)
+    key: str = Field(pattern=_KEY)
+    proxy: str | None = Field(default=None, pattern=r"^http://[^\s/]+$")
+    local_port: int = Field(default=LOCAL_PORT, ge=1, le=65535)
+    network_user: str | None = Field(default=None, min_length=1)
+    coordinator: Coordinator
+    data: DataPlace
+    policy: Rules = Rules()
+
+    def render(self) -> str:
+        """The text of site.toml, every key with what it means."""
+        at, quoted = self.coordinator, _quoted
+        kinds = ", ".join(quoted(kind) for kind in self.policy.tell)
+        return f"""\
+# What this site is and what it allows. After a change: polyclinic site doctor, then restart the site.
+
+# The name under which the site was invited. Its certificate is made out to it: leave it as it is.
+name = {quoted(self.name)}
+# The public half of private/signing.key, under which this site's book and replies are checked: leave it as it is.
+key = {quoted(self.key)}
+
+# The HTTP proxy through which the coordinator is reached, such as "http://proxy.example:3128". Without this key,
+# connections are direct (or as the environment's https_proxy says).
+{f"proxy = {quoted(self.proxy)}" if self.proxy else '# proxy = "http://proxy.example:3128"'}
+
+# A free port, used on this machine alone (127.0.0.1): there the agent takes what the network process received.
+local_port = {self.local_port}
+
+# The operating-system user as whom everything that faces the network runs; it needs no right to any image. The site
+# is then started by root. Without this key, all of the site runs as whoever starts it.
+{f"network_user = {quoted(self.network_user)}" if self.network_user else '# network_user = "polyclinic-net"'}
+
+# The coordinator: the one host, and the two ports of it, that this site opens connections to.
+[coordinator]
+host = {quoted(at.host)}
+fleet_port = {at.fleet_port}
+governance_port = {at.governance_port}
+# The key under which the coordinator signs studies and receipts. A change of it is a change of coordinator.
+key = {quoted(at.key)}
+
+[data]
+# A CSV with one line an image; a relative path starts from this file's folder. See: polyclinic site data check
+manifest = {quoted(self.data.manifest)}
+
+[policy]
+# No figure over fewer patients than this leaves the site. The trained weights and the numbers of images and patients
+# leave in any case.
+minimum_patients = {self.policy.minimum_patients}
+# The kinds of statistics that may leave at all. What is not listed is neither told nor missed:
+#   outcome       how good the model is here: confusion counts, losses, reliability bins, score histograms
+#   features      mean and covariance of projected features of the frozen backbone
+#   kernel        the same of random Fourier features, for a test of whether this site's images differ from the others'
+#   intensities   a histogram of grey values
+#   labels        images and patients a class
+tell = [{kinds}]
+"""
+
+
+@dataclass(frozen=True)
+class Home:
+    """A site's folder: ``create`` makes one, ``demand`` refuses what is none."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The site's settings."""
+        return self.folder / "site.toml"
+
+    @property
+    def private(self) -> Path:
+        """Folder of what only agent and command line read."""
+        return self.folder / "private"
+
+    @property
+    def signing_key(self) -> Path:
+        """The key under which the site signs (PEM)."""
+        return self.private / "signing.key"
+
+    @property
+    def network(self) -> Path:
+        """Folder of the keys with which the site logs in: tls.key, tls.pem, ca.pem, node.key, node.pub."""
+        return self.folder / "network"
+
+    @property
+    def shared(self) -> Path:
+        """Folder in which agent and command line leave what the link reads."""
+        return self.folder / "shared"
+
+    @property
+    def status(self) -> Path:
+        """What the agent is doing (JSON)."""
+        return self.shared / "status.json"
+
+    @property
+    def outbox(self) -> Path:
+        """Statements that the link is to carry; written by agent and command line."""
+        return self.shared / "outbox.db"
+
+    @property
+    def studies(self) -> Path:
+        """Folder of offers, DIGEST.json, with their studies, DIGEST.toml; written by the link."""
+        return self.shared / "studies"
+
+    @property
+    def inbox(self) -> Path:
+        """What the link brought: receipts, ledger lines, others' heads, alarms."""
+        return self.shared / "inbox" / "inbox.db"
+
+    @property
+    def book(self) -> Path:
+        """Folder of the site's signed ledger."""
+        return self.folder / "book"
+
+    @property
+    def replies(self) -> Path:
+        """Folder of replies that may be asked for again."""
+        return self.folder / "replies"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the processes' logs."""
+        return self.folder / "logs"
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest that site.toml names."""
+        return self.folder / self.settings.data.manifest
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What site.toml says, read once.
+
+        Raises:
+            PolicyError: it cannot be read, or has an unknown, missing or wrong key.
+        """
+        path = str(self.config)
+        try:
+            return parse(Settings, tomllib.loads(self.config.read_text(encoding="utf-8")), path)
+        except FileNotFoundError as failure:
+            remedy = "give the folder that 'polyclinic site join' made"
+            raise PolicyError("holds no site", where=str(self.folder), remedy=remedy) from failure
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as failure:
+            raise PolicyError(f"cannot be read: {failure}", where=path) from failure
+        except StudyError as failure:
+            raise PolicyError(failure.problem, where=failure.where) from failure
+
+    @staticmethod
+    def create(folder: Path, settings: Settings) -> Home:
+        """A new site's folder; keys and certificates are put there by ``join``."""
+        home = Home(folder)
+        with files.explained(folder):
+            for path, mode in home._folders():
+                path.mkdir(parents=True, exist_ok=True)
+                path.chmod(mode)
+            files.write(home.config, settings.render())
+            home.config.chmod(0o640)
+        return home
+
+    def key(self) -> SigningKey:
+        """The site's signing key, which must be the one that site.toml names; TrustError."""
+        found = SigningKey.load(self.signing_key)
+        if found.public != self.settings.key:
+            remedy = "restore the file that belongs to this site"
+            raise TrustError("is not the key that site.toml names", where=str(self.signing_key), remedy=remedy)
+        return found
+
+    def hand_over(self) -> None:
+        """Gives the user who faces the network what is that user's, and no more; nothing if site.toml names none.
+
+        Raises:
+            TrustError: there is no such user, or only root may do this.
+        """
+        if (name := self.settings.network_user) is None:
+            return
+        import pwd
+
+        try:
+            user = pwd.getpwnam(name)
+            theirs = [self.network, *self.network.iterdir(), self.studies, self.inbox.parent]
+            for path in (*theirs, *self.studies.iterdir(), *self.inbox.parent.iterdir()):
+                os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+            readable = [self.config, self.shared, self.book, *self.shared.glob("*.*"), *self.book.iterdir()]
+            for path in readable:
+                os.chown(path, -1, user.pw_gid, follow_symlinks=False)
+            for path in (self.shared, self.book, self.studies, self.inbox.parent):
+                path.chmod(path.stat().st_mode | stat.S_ISGID)  # what is made there belongs to the group, too
+        except KeyError as failure:
+            remedy = f"make it: useradd --system {name}"
+            raise TrustError(f"there is no user '{name}'", where="network_user", remedy=remedy) from failure
+        except OSError as failure:
+            problem = f"cannot be given to {name}: {failure.strerror or failure}"
+            raise TrustError(problem, where=str(self.folder), remedy="start the site as root") from failure
+
+    def exposed(self) -> Iterator[tuple[Path, str]]:
+        """(path, remedy) of everything that others may read or change and must not."""
+        secrets = [self.signing_key, self.network / "tls.key", self.network / "node.key"]
+        for path, forbidden in [(self.private, 0o077), (self.replies, 0o077), *((path, 0o077) for path in secrets)]:
+            if (mode := _mode(path)) is not None and mode & forbidden:
+                yield path, f"chmod {mode & ~forbidden & 0o777:o} {path}"
+        for path in (self.folder, self.config, self.book, self.shared):
+            if (mode := _mode(path)) is not None and mode & 0o022:
+                yield path, f"chmod go-w {path}"
+
+    def demand(self) -> Home:
+        """This site, if its settings are sound and nothing is open to others that must not be.
+
+        Raises:
+            PolicyError: site.toml is wrong.
+            TrustError: naming the first path that others may read or change.
+        """
+        _ = self.settings
+        for path, remedy in self.exposed():
+            raise TrustError("is open to other users", where=str(path), remedy=remedy)
+        return self
+
+    def _folders(self) -> list[tuple[Path, int]]:
+        writable = [(self.studies, 0o770), (self.inbox.parent, 0o770)]
+        secret = [(self.private, 0o700), (self.network, 0o700), (self.replies, 0o700)]
+        return [(self.folder, 0o755), (self.shared, 0o750), *writable, *secret, (self.book, 0o750), (self.logs, 0o750)]
+
+
+def _quoted(text: str) -> str:
+    """As a string of TOML."""
+    return tomli_w.dumps({"key": text}).removeprefix("key = ").strip()
+
+
+def _mode(path: Path) -> int | None:
+    """Its permissions; None if it is not there, or not ours to look at."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None

@@ -1,0 +1,1 @@
+"""The governance protocol: ``governance.proto`` and what ``make proto`` generates from it."""

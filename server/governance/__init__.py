@@ -1,0 +1,1 @@
+"""What the coordinator keeps and serves beside Flower: enrolment, studies, decisions, receipts, ledger heads."""
