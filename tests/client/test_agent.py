@@ -215,7 +215,8 @@ def test_without_an_approval_nothing_is_loaded_and_the_coordinator_is_told(
     monkeypatch.setattr(module, "Workbench", never)
     assert "not approved" in refused(ask(Agent(home), instruction(study, initial)))
     told_of = [json.loads(letter.document) for _, letter in Outbox(home.outbox).waiting()]
-    assert [document["why"] for document in told_of if document["kind"] == "refusal"] == [told(home, "refused")[0]["why"]]
+    refusals = [document["why"] for document in told_of if document["kind"] == "refusal"]
+    assert refusals == [entry["why"] for entry in told(home, "refused")]
 
 
 def test_approvals_for_other_code_or_another_backbone_do_not_hold(study: Study, initial: Tensors, home: Home) -> None:
