@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from polyclinic.core.study import Study
 from polyclinic.core.version import VERSION
-from polyclinic.server.governance.registry import Registry
+from polyclinic.server.governance.registry import Registry, State
 from polyclinic.server.live.sites import Member, needed
 from polyclinic.server.live.state import LiveState
 
@@ -37,6 +37,12 @@ class RegistryCohort:
     def note(self, site: str, state: str, why: str = "") -> None:
         """Shows a site's state, and "working" where the site itself says so."""
         self._state.note(site, state, why)
+
+    def short(self, why: str) -> None:
+        """Pauses the run, or lets it go on, in the registry too."""
+        if self._state.short(why):
+            state: State = "paused" if why else "running"
+            self._registry.set_state(self._state.run, state, why, only_from=("wanted", "running", "paused"))
 
     def _look(self) -> dict[str, Member]:
         decisions, statuses = self._registry.decisions(self._study.digest), self._registry.statuses()

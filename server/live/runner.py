@@ -68,6 +68,7 @@ class Carrier:
                     sites = LiveSites(grid, cohort, quorum=quorum, absence=absence, overdue=overdue, halted=self.halted)
                     self.receipt()
                     rounds.run(self.study, sites, beginning(self.folder, self.journal), self.journal, self.observe)
+                self.end()
                 return
             except EngineError as failure:
                 self.state.event("resumed", text=str(failure))
@@ -107,6 +108,7 @@ class Carrier:
         """Nothing, unless somebody stopped the run; looked at now and then."""
         if time.monotonic() - self.looked > LOOK:
             self.looked = time.monotonic()
+            self.state.flush()
             now = self.registry.run(self.run.name)
             if now is None or now.state not in ON:
                 raise StoppedError("the run was stopped")
@@ -142,7 +144,6 @@ def carry(home: Home, registry: Registry, found: Run) -> None:
         carrier = Carrier(home, registry, found, study, journal, state)
         try:
             carrier.carry()
-            carrier.end()
         except StoppedError:
             state.phase("stopped", "by the coordinator")
         except PolyclinicError as failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -52,6 +52,9 @@ class Cohort(Protocol):
 
     def note(self, site: str, state: str, why: str = "") -> None:
         """Tells onlookers of a site's state."""
+
+    def short(self, why: str) -> None:
+        """Tells onlookers that too few sites are there, and which are not; "": that there are enough."""
 
 
 @dataclass
@@ -105,7 +108,9 @@ class LiveSites:
             for site in members:
                 here = site in nodes
                 self._cohort.note(site, "overdue" if site in self.overdue else "waiting" if here else "away")
-            if members and sum(site in nodes for site in members) >= needed(self._quorum, len(members)):
+            here, quorum = members.keys() & nodes.keys(), max(1, needed(self._quorum, len(members)))
+            self._cohort.short(lacking(len(here), quorum, members.keys() - here))
+            if len(here) >= quorum:
                 return sorted(members)
             time.sleep(LOOK)
 
@@ -138,9 +143,11 @@ class LiveSites:
             for site, flight in flights.items():
                 if site in nodes and self._due(flight, nodes[site], members[site], asked):
                     self._push(content, site, flight, nodes[site], end - time.monotonic())
-            waited = any(self._waited_for(site, members, nodes) for site in flights)
-            if not waited and answered >= needed(self._quorum, len(to)):
+            there = {site for site in flights if self._is_there(site, members, nodes)}
+            quorum = needed(self._quorum, len(to))
+            if answered >= quorum and there <= self.overdue:
                 break
+            self._cohort.short(lacking(answered + len(there), quorum, flights.keys() - there) if flights else "")
             time.sleep(LOOK if flights else 0.0)
         for site, flight in flights.items():
             self.overdue.add(site)
@@ -153,15 +160,16 @@ class LiveSites:
         with reported():
             return {node.name: node for node in self._grid.get_nodes() if node.name}
 
-    def _waited_for(self, site: str, members: Mapping[str, Member], nodes: Mapping[str, Any]) -> bool:
+    def _is_there(self, site: str, members: Mapping[str, Member], nodes: Mapping[str, Any]) -> bool:
+        """Whether a site may answer: its node is connected, or was a moment ago, as the site itself was heard of."""
         now = time.monotonic()
         if site in nodes:
             self._there[site] = now
         gone = max(now - self._there.setdefault(site, now), self._clock() - members[site].seen)
-        there = site in nodes or gone < self._absence  # a link that reports is of no use without a node that connects
+        there = site in nodes or gone < self._absence  # a link that reports is of no use without a node
         if not there:
             self._cohort.note(site, "away")
-        return there and site not in self.overdue
+        return there
 
     def _due(self, flight: Flight, node: Any, member: Member, asked: Mapping[str, Any]) -> bool:
         """Whether the instruction must be sent (again): never was, to a node that began anew, or was lost."""
@@ -238,6 +246,14 @@ class Taken:
 def needed(quorum: float, count: int) -> int:
     """How many of ``count`` sites make a quorum."""
     return math.ceil(quorum * count - 1e-9)
+
+
+def lacking(there: int, quorum: int, missing: Collection[str]) -> str:
+    """Why a run cannot go on; "" if it can."""
+    if there >= quorum:
+        return ""
+    away = f"away: {', '.join(sorted(missing))}" if missing else "no other site has approved the study"
+    return f"{there} {'site is' if there == 1 else 'sites are'} there, {quorum} needed; {away}"
 
 
 def opened(site: str, message: bytes | None, key: str, asked: Mapping[str, Any]) -> Delivery:

@@ -14,8 +14,8 @@ from polyclinic.core.errors import RunError
 from polyclinic.core.study import Study
 from polyclinic.server.rounds import Event
 
-OFTEN = 0.3
-"""Seconds between two writings, unless the phase changes."""
+OFTEN, SELDOM = 0.3, 5.0
+"""Seconds between two writings: at least, unless the phase changes; and at most, so that a reader sees it is alive."""
 KEPT = 50
 """Events that are shown."""
 
@@ -24,8 +24,10 @@ class LiveState:
     """Gathers what happens and writes it whole, so that a reader never sees half of it."""
 
     def __init__(self, folder: Path, run: str, study: Study, clock: Callable[[], float] = time.time) -> None:
-        self._path, self._study, self._clock, self._written = folder / "live.json", study, clock, 0.0
+        self._path, self._study, self._clock = folder / "live.json", study, clock
+        self._written, self._text = 0.0, ""
         self._seconds: list[float] = []
+        self._short = ""
         before = read(folder)
         self._state: dict[str, Any] = {
             "run": run,
@@ -50,6 +52,17 @@ class LiveState:
                 self.event("alarm" if phase in ("paused", "failed") else phase, text=why)
             self._state |= {"phase": phase, "why": why}
             self.flush(now=True)
+
+    def short(self, why: str) -> bool:
+        """Shows that a run waits for sites, or ("") has enough of them; whether a run that was on paused or goes on."""
+        if self._state["round_began"] is None:
+            self.phase("waiting", why or "sites are being waited for")
+            return False
+        if self._short == why:
+            return False
+        self._short = why
+        self.phase("paused" if why else "running", why)
+        return True
 
     def note(self, site: str, state: str, why: str = "", **more: Any) -> None:
         """What a site is doing, since when."""
@@ -100,11 +113,14 @@ class LiveState:
         self._state["events"] = [*self._state["events"], line][-KEPT:]
 
     def flush(self, *, now: bool = False) -> None:
-        """Writes, if it was not done a moment ago."""
-        if now or self._clock() - self._written >= OFTEN:
-            self._written = self._clock()
+        """Writes what is new, if it was not done a moment ago; to be called now and then when nothing happens."""
+        age = self._clock() - self._written
+        text = json.dumps(self._state)
+        if now or (text != self._text and age >= OFTEN) or not 0 <= age < SELDOM:
+            self._written, self._text = self._clock(), text
             try:
-                files.write(self._path, json.dumps(self._state | {"updated": self._written}), durable=False)
+                updated = json.dumps(self._state | {"updated": self._written})
+                files.write(self._path, updated, durable=False)
             except RunError as failure:  # what is shown may be old for once; the run goes on
                 logging.getLogger(__name__).warning("%s", failure)
 

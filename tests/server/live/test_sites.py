@@ -99,6 +99,7 @@ class Cohort:
     seen: dict[str, float] = field(default_factory=dict)
     out: set[str] = field(default_factory=set)
     notes: list[tuple[str, str]] = field(default_factory=list)
+    shorts: list[str] = field(default_factory=list)
 
     def members(self) -> Mapping[str, Member]:
         now = time.time()
@@ -110,6 +111,10 @@ class Cohort:
 
     def note(self, site: str, state: str, why: str = "") -> None:
         self.notes.append((site, state))
+
+    def short(self, why: str) -> None:
+        if not self.shorts or self.shorts[-1] != why:
+            self.shorts.append(why)
 
 
 def live(grid: Grid, cohort: Cohort | None = None, **more: Any) -> LiveSites:
