@@ -57,6 +57,37 @@ def memory(sites: Sites = 8, patients: Patients = 60, repeats: Repeats = 3, json
         _say([processes.memory(sites, patients, 2, repeats, workers_)], json)
 
 
+@app.command()
+def live(
+    patients: Patients = 30,
+    rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run; the first is not counted.")] = 6,
+    repeats: Repeats = 3,
+    json: Json = False,
+) -> None:
+    """A live round ÷ one of Flower's own app, two sites, TLS: without training (goal: at most 0.5), and what a round
+    takes beyond its slowest site's training (goal: at most 1/3). Bytes on the wire ÷ updates (goal: at most 1.02)."""
+    from polyclinic.simulations.bench import live as bench
+
+    _say([bench.noop(rounds, repeats)], json)
+    _say([bench.training(patients, rounds, repeats)], json)
+    _say([bench.wire(1, 10)], json)
+    _say([bench.wire(16, 3)], json)
+
+
+@app.command()
+def live_memory(
+    sites: Annotated[str, typer.Option(help="How many sites, fewest first.")] = "2,5,20",
+    megabytes: Annotated[int, typer.Option(help="MB of an update: 1, 16 or 64.")] = 64,
+    rounds: Rounds = 2,
+    json: Json = False,
+) -> None:
+    """A live coordinator's peak memory with most sites ÷ with fewest (goal: at most 1.1). Takes many minutes."""
+    from polyclinic.simulations.bench import live_memory as bench
+
+    counts = tuple(int(count) for count in sites.split(","))
+    _say([bench.flat(counts, megabytes, rounds)], json)
+
+
 def _say(figures: Iterable[Measured], json: bool) -> None:
     for figure in figures:
         if not json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from polyclinic.cli.answers import answer
+from polyclinic.cli.answers import answer, listed
 
 if TYPE_CHECKING:
     from polyclinic.server.governance.registry import Registry, Run
@@ -69,7 +69,7 @@ def _book(home: Home, registry: Registry) -> Iterator[str]:
             problem = f"{head.site} saw another line {head.sequence} of the book than stands there now"
             raise RunError(problem, where=str(home.book / "ledger.jsonl"), remedy="it was rewritten: ask that site")
     if seen:
-        yield f"book: as {len(seen)} sites saw it"
+        yield f"book: as {listed(sorted(head.site for head in seen))} saw it"
 
 
 def _alarms(registry: Registry) -> Iterator[str]:

@@ -74,6 +74,9 @@ def invite(
     to: Annotated[
         Path | None, typer.Option("--to", metavar="FILE", help="Write it there, readable by you alone.")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="For a site that has joined, and lost its keys or its certificate's time.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Invite a site: make the text with which it can join once. Hand it over in private, such as by phone or letter."""
@@ -86,7 +89,7 @@ def invite(
         raise TrustError("exists already", where=str(to), remedy="an invitation is not written over a file")
     with desk(folder) as (home, registry):
         expires = time.time() + days * DAY
-        invitation = home.invitation(site, registry.invite(site, days * DAY), expires)
+        invitation = home.invitation(site, registry.invite(site, days * DAY, again=again), expires)
     if to is not None:
         write_secret(to, invitation.file_text().encode())
     where = str(to) if to else "below"
@@ -106,6 +109,7 @@ def invite(
 def start(folder: Folder = Path()) -> None:
     """Run the coordinator in the foreground, until Ctrl-C or SIGTERM: whatever dies in between is started again."""
     from polyclinic.cli import foreground
+    from polyclinic.core import files
     from polyclinic.server.live import coordinator
 
     with desk(folder) as (home, registry):
@@ -121,6 +125,8 @@ def start(folder: Folder = Path()) -> None:
                 },
                 str(home.folder / "coordinator.toml"),
             )
+            with files.explained(home.logs):
+                home.logs.mkdir(mode=0o700, exist_ok=True)  # no backup holds it
             ports = f"ports {settings.fleet_port} and {settings.governance_port}"
             typer.echo(f"Sites connect to {settings.host}, {ports}; this listens on {settings.bind}.")
             typer.echo(f"The live page, on this machine: {page(home)}")

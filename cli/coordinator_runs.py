@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polyclinic.cli.answers import AsJson, Folder, answer, command, listed, table
-from polyclinic.cli.standing import desk, known_studies, page, pick, run_rows, site_rows, study_rows
+from polyclinic.cli.standing import SOON, desk, known_studies, page, pick, run_rows, server_days, site_rows, study_rows
 
 if TYPE_CHECKING:
     from polyclinic.server.governance.registry import Registry, State
@@ -104,18 +104,22 @@ def status(run: RunName = None, folder: Folder = Path(), as_json: AsJson = False
     from polyclinic.server.live.page import snapshot
 
     with desk(folder) as (home, registry):
-        serving = bool(foreground.held(home.folder))
+        serving, days = bool(foreground.held(home.folder)), server_days(home)
         rows, invited, studies = site_rows(registry), registry.invited(), study_rows(registry)
         runs = run_rows(registry)
         chosen = pick(registry, run, ON, command(STATUS, folder)) if run or (runs and _one(runs)) else None
     live = dict(state.read(Path(chosen.folder))) if chosen else {}
     told = {
-        "running": serving, "folder": str(home.folder), "page": page(home), "sites": rows, "studies": studies,
+        "running": serving, "server_certificate_days": days, "folder": str(home.folder), "page": page(home),
+        "sites": rows, "studies": studies,
         "invited": [{"site": name, "expires": until} for name, until in invited], "runs": runs,
         "run": {"name": chosen.name, "state": chosen.state, "why": chosen.why, "live": live} if chosen else None,
     }  # fmt: skip
     word = "is running" if serving else f"is not running: {command('coordinator start', folder)}"
-    lines = [f"The coordinator in {home.folder} {word}", "", *(columns(rows, invited) or ["Nobody has joined yet."])]
+    lines = [f"The coordinator in {home.folder} {word}"]
+    if days < SOON:
+        lines.append(f"This machine's own certificate ends in {days:.0f} days: start again, and it is made anew.")
+    lines += ["", *(columns(rows, invited) or ["Nobody has joined yet."])]
     if studies:
         lines += ["", *table(("study", "digest", "approved by", "not decided"), map(_decisions, studies))]
     if runs:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from polyclinic.cli.typed import call, shown, title
+
 if TYPE_CHECKING:
     import subprocess
 
@@ -215,42 +217,6 @@ def centres() -> Sequence[Centre]:
 
     patients = {"large_hospital": 140, "old_scanner": 90, "hurried_readers": 80}
     return [replace(centre, patients=patients[centre.name]) for centre in demo_centres() if centre.name in patients]
-
-
-def call(*words: object, says: str = "", whole: bool = False) -> int:
-    """Does what a command does, in this process, and shows the command; its exit code.
-
-    Args:
-        says: what the line of its answer holds that is shown, up to its first full stop.
-        whole: whether all of its answer is shown.
-    """
-    import io
-    from contextlib import redirect_stdout
-
-    from polyclinic.cli.main import app
-
-    said = [str(word) for word in words]
-    shown(said)
-    command = typer.main.get_command(app)
-    if whole:
-        return int(command(said, standalone_mode=False) or 0)
-    with redirect_stdout(io.StringIO()) as out:
-        code = int(command(said, standalone_mode=False) or 0)
-    line = next((line for line in out.getvalue().splitlines() if says in line), "")
-    typer.echo(f"  {line.partition('. ')[0].rstrip('.')}.")
-    return code
-
-
-def shown(words: Sequence[str]) -> None:
-    """A command as it is typed."""
-    import shlex
-
-    typer.secho(f"$ polyclinic {shlex.join(words)}", dim=True)
-
-
-def title(text: str) -> None:
-    """What comes next."""
-    typer.secho(f"\n{text}", bold=True)
 
 
 @contextmanager

@@ -63,11 +63,14 @@ app.add_typer(bench.app, name="bench", help="Measure speed and memory on this ma
 
 
 def main() -> None:
-    """Runs the command line; an error of ours is one clear line and exit code 1."""
+    """Runs the command line; an error of ours, or a file that may not be read, is one clear line and exit code 1."""
     try:
         app()
     except PolyclinicError as failure:
         print(f"polyclinic: {failure}", file=sys.stderr)
+        sys.exit(1)
+    except PermissionError as failure:
+        print(f"polyclinic: {failure.filename}: permission denied (call this as its owner)", file=sys.stderr)
         sys.exit(1)
 
 

@@ -68,3 +68,8 @@ def set_network_user(home: Home, name: str) -> None:
         os.chown(home.config, before.st_uid, before.st_gid)
         home.config.chmod(stat.S_IMODE(before.st_mode))
     assert Home(home.folder).settings.network_user == name
+
+
+def hand_over(home: Home) -> None:
+    """See ``Home.hand_over``."""
+    home.hand_over()

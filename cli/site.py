@@ -78,13 +78,16 @@ def start(
 def doctor(folder: Folder = Path(), as_json: AsJson = False) -> None:
     """Find out what would keep this site from taking part, and say how to mend it. Exit code 1 if something would."""
     from polyclinic.client.doctor import examine
+    from polyclinic.client.record import held
 
-    found = examine(opened(folder, owner=False))
+    home = opened(folder, owner=False)
+    found = examine(home)
     wrong = sum(one.state == "error" for one in found)
     words = [f"{one.state}: {one.name}: {one.sentence}{f' ({one.remedy})' if one.remedy else ''}" for one in found]
     verdict = f"{wrong} of these keep this site from taking part: mend them, then call this again."
     if not wrong:
-        verdict = f"Nothing keeps this site from taking part. Next: {command('site start', folder)}"
+        after = command("site studies" if held(home) else "site start", folder)
+        verdict = f"Nothing keeps this site from taking part. Next: {after}"
     answer(as_json, {"ok": not wrong, "findings": [vars(one) for one in found]}, [*words, verdict])
     raise typer.Exit(1 if wrong else 0)
 
@@ -139,7 +142,9 @@ def service(
 @app.command("hand-over", cls=Command, hidden=True)
 def hand_over(folder: Folder = Path()) -> None:
     """Give the network user what is that user's: the agent's unit calls this as root before it starts."""
-    opened(folder, owner=False).hand_over()
+    from polyclinic.cli.services import hand_over as give
+
+    give(opened(folder, owner=False))
 
 
 @data.callback()

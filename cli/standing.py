@@ -44,6 +44,13 @@ def page(home: Home) -> str:
     return f"http://127.0.0.1:{home.settings.page_port}/?token={home.page_token}"
 
 
+def server_days(home: Home) -> float:
+    """Days until the end of the certificate that sites are shown; it is made anew at a start."""
+    from polyclinic.core.pki import expires
+
+    return round((expires((home.keys / "server.pem").read_bytes()) - time.time()) / DAY, 1)
+
+
 def site_rows(registry: Registry, now: float | None = None) -> list[dict[str, Any]]:
     """What is known of every site that ever joined."""
     now, statuses = time.time() if now is None else now, registry.statuses()

@@ -27,7 +27,7 @@ from polyclinic.client.tasks import Executor
 from polyclinic.core import files
 from polyclinic.core.book import Book
 from polyclinic.core.envelope import seal
-from polyclinic.core.errors import EngineError, PolyclinicError
+from polyclinic.core.errors import EngineError, PolyclinicError, RunError
 from polyclinic.core.messages import REFUSED, Instruction, Reply, decode_instruction, encode_reply
 from polyclinic.core.update import digest
 from polyclinic.core.version import VERSION
@@ -55,9 +55,18 @@ class Agent:
             sealed = self._sealed(opened(message))
         except PolyclinicError as failure:
             _log.warning("an instruction cannot be read: %s", failure)
-            return Message(Error(REFUSED, sayable(failure, self._name)), reply_to=message)
+            return Message(Error(REFUSED, self._why(failure)), reply_to=message)
         record = ArrayRecord({"bytes": Array("uint8", (len(sealed),), "polyclinic", sealed)})
         return Message(RecordDict({"message": record}), reply_to=message)
+
+    def _why(self, failure: PolyclinicError) -> str:
+        """What the coordinator may hear; that its book cannot be written says nothing of images."""
+        if isinstance(failure, RunError):
+            _log.error("%s", failure)
+            return (
+                "the site cannot write its book, without which nothing leaves: its disk may be full; its log says more"
+            )
+        return sayable(failure, self._name)
 
     def settle(self) -> None:
         """States what the book says, and takes down what the link brought; done between two instructions, too."""
@@ -77,7 +86,7 @@ class Agent:
         try:
             sealed = self._reply(decode_instruction(message))
         except PolyclinicError as refusal:
-            sealed = self._refusal(instruction, sayable(refusal, self._name))
+            sealed = self._refusal(instruction, self._why(refusal))
         except Exception:  # what a library raises may hold anything: its words stay here
             _log.exception("an instruction could not be carried out")
             sealed = self._refusal(instruction, "the site failed; its own log says why")

@@ -240,9 +240,11 @@ class Home:
 
         try:
             user = pwd.getpwnam(name)
-            theirs = [self.network, *self.network.iterdir(), self.studies, self.inbox.parent]
-            for path in (*theirs, *self.studies.iterdir(), *self.inbox.parent.iterdir()):
+            for path in (self.network, *self.network.iterdir()):
                 os.chown(path, user.pw_uid, user.pw_gid, follow_symlinks=False)
+            ours = self.folder.stat().st_gid  # the agent reads what the link brings
+            for path in (self.studies, *self.studies.iterdir(), self.inbox.parent, *self.inbox.parent.iterdir()):
+                os.chown(path, user.pw_uid, ours, follow_symlinks=False)
             readable = [self.config, self.shared, self.book, *self.shared.glob("*.*"), *self.book.iterdir()]
             for path in readable:
                 os.chown(path, -1, user.pw_gid, follow_symlinks=False)

@@ -79,8 +79,9 @@ class _Box:
 
     def _rows(self, query: str, *values: object) -> list[Any]:
         """Nothing, while nobody has written."""
-        if not self._path.is_file() or self._path.stat().st_size == 0:
-            return []
+        with files.explained(self._path):
+            if not self._path.is_file() or self._path.stat().st_size == 0:
+                return []
         try:
             uri = f"{self._path.absolute().as_uri()}?mode=ro"
             with closing(sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_PATIENCE)) as db:

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ import httpx
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -28,6 +30,8 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from polyclinic.core.errors import EngineError
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+PATIENCE = 2.0
+"""Seconds between two looks for whether a message that is still coming in was given up."""
 PAUSE = 0.1
 """Seconds between two looks for a task: a call on loopback."""
 BEAT = 10.0
@@ -50,6 +54,7 @@ class Executor:
         self._address, self._answer = address, answer
         guard = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods={ACQUIRE})
         self._client = _client(address, RuntimeVersionHttpInterceptor(component_name="SuperExec"), guard)
+        self._next = ""
 
     def once(self) -> bool:
         """Answers one message, if there is one; whether there was.
@@ -58,16 +63,49 @@ class Executor:
             EngineError: the SuperNode does not answer, or has forgotten the task meanwhile.
         """
         try:
-            taken = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
-            if not taken.HasField("task"):
+            token, self._next = self._next or self._acquired(), ""
+            if not token:
                 return False
-            with _open(self._address, taken.token) as client, _alive(client):
-                message, context, *_ = pull_task_input(client)
-                push_message(client, self._answer(message, context), context)
+            with _open(self._address, token) as client, _alive(client):
+                if (taken := self._taken(client)) is None:
+                    return True
+                message, context = taken
+                answer = self._answer(message, context)
+                self._next = self._acquired()
+                if self._next:  # given up meanwhile, and this answer would be taken for one to the next
+                    return True
+                push_message(client, answer, context)
                 push_task_output(client, context, SubStatus.COMPLETED, "")
-        except (httpx.HTTPError, RuntimeError, ValueError) as failure:
+        except (httpx.HTTPError, RuntimeError, ValueError, ObjectPullError) as failure:
             raise EngineError(f"the SuperNode is away: {type(failure).__name__}", where=self._address) from failure
         return True
+
+    def _acquired(self) -> str:
+        """A task's token; "" if there is none."""
+        taken = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-clientapp"]))
+        return taken.token if taken.HasField("task") else ""
+
+    def _taken(self, client: RuntimeHttpClient) -> tuple[Message, Context] | None:
+        """The message of a task, as soon as all of it has come; None if it never will.
+
+        A SuperNode whose run ends while a message is coming in gives it up, but not its task. It works on one message
+        at a time, so a second task is the sign of that.
+        """
+        coming: Future[tuple[Message, Context]] = Future()
+
+        def pull() -> None:
+            try:
+                message, context, *_ = pull_task_input(client)
+                coming.set_result((message, context))
+            except Exception as failure:
+                coming.set_exception(failure)
+
+        threading.Thread(target=pull, daemon=True).start()
+        while not wait([coming], PATIENCE).done:
+            self._next = self._acquired()
+            if self._next:
+                return None  # with the client closed, the thread ends
+        return coming.result()
 
     def serve(self, between: Callable[[], object], trouble: Callable[[EngineError], None]) -> NoReturn:
         """Answers for ever; a SuperNode that is away is waited for.

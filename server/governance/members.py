@@ -52,8 +52,10 @@ class SiteRecord:
 class Members(Store):
     """The part of the registry that knows the sites."""
 
-    def invite(self, site: str, lifetime: float) -> str:
+    def invite(self, site: str, lifetime: float, *, again: bool = False) -> str:
         """A token that lets ``site`` join once within ``lifetime`` seconds; only its hash is kept.
+
+        ``again``: also if it has joined and lost its keys or its certificate's time; what it had is void once it joins.
 
         Raises:
             TrustError: no name for a site, or one that is taken, was revoked, or differs from another's by case only.
@@ -62,12 +64,13 @@ class Members(Store):
         token, now = secrets.token_urlsafe(32), self.clock()
         with self.change() as db:
             for name, revoked in db.execute("SELECT name, revoked FROM sites").fetchall():
-                if name == site:
+                if name == site and not (again and revoked is None):
                     _demand_new(name, revoked)
-                if name.casefold() == site.casefold():
+                if name != site and name.casefold() == site.casefold():
                     raise TrustError("a site of almost this name has joined", where=name, remedy="choose another name")
-            db.execute("INSERT INTO invitations VALUES (?, ?, ?, ?, NULL)", (_hash(token), site, now, now + lifetime))
-            self.note(db, "invited", {"site": site, "expires": now + lifetime})
+            row = (_hash(token), site, now, now + lifetime, int(again))
+            db.execute("INSERT INTO invitations VALUES (?, ?, ?, ?, NULL, ?)", row)
+            self.note(db, "invited", {"site": site, "expires": now + lifetime} | ({"again": True} if again else {}))
         return token
 
     def redeem(self, token: str, site: str) -> None:
@@ -100,7 +103,8 @@ class Members(Store):
         with self.change() as db:
             if (given := self._given(db, token, record, key)) is not None:
                 return given
-            self._redeem(db, token, record.name)
+            if self._redeem(db, token, record.name):
+                self._make_room(db, record.name)
             pem = issue()
             self._enrol(db, replace(record, certificate=fingerprint(pem), not_after=expires(pem), pem=pem))
         return pem
@@ -173,22 +177,31 @@ class Members(Store):
         query = "SELECT site, max(expires) FROM invitations WHERE used IS NULL AND expires > ? GROUP BY site"
         return [(name, until) for name, until in self.rows(query, self.clock())]
 
-    def _redeem(self, db: sqlite3.Connection, token: str, site: str) -> None:
-        query = "SELECT site, expires, used FROM invitations WHERE digest = ?"
+    def _redeem(self, db: sqlite3.Connection, token: str, site: str) -> bool:
+        """Whether the invitation is for a site that has joined before."""
+        query = "SELECT site, expires, used, again FROM invitations WHERE digest = ?"
         joined = db.execute("SELECT revoked FROM sites WHERE name = ?", (site,)).fetchone()
         found = db.execute(query, (_hash(token),)).fetchone()
         if found is None:
             raise TrustError("this invitation is unknown or was withdrawn", remedy=_ANOTHER)
-        owner, expiry, used = found
+        owner, expiry, used, again = found
         if owner != site:
             raise TrustError("this invitation is for another site", where=site, remedy=_ANOTHER)
         if used is not None:
             raise TrustError("this invitation was used already", where=site, remedy=_ANOTHER)
         if self.clock() >= expiry:
             raise TrustError("this invitation has expired", where=site, remedy=_ANOTHER)
-        if joined is not None:
+        if joined is not None and not (again and joined[0] is None):
             _demand_new(site, joined[0])
         db.execute("UPDATE invitations SET used = ? WHERE digest = ?", (self.clock(), _hash(token)))
+        return bool(again)
+
+    def _make_room(self, db: sqlite3.Connection, site: str) -> None:
+        """Forgets keys and statements of a site that joins anew: its new book begins at its first line."""
+        if db.execute("DELETE FROM sites WHERE name = ?", (site,)).rowcount:
+            for table in ("decisions", "statuses", "heads"):
+                db.execute(f"DELETE FROM {table} WHERE site = ?", (site,))
+            self.note(db, "joins anew", {"site": site})
 
     def _enrol(self, db: sqlite3.Connection, record: SiteRecord) -> None:
         node = node_digest(record.node_key)

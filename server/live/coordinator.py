@@ -23,6 +23,8 @@ QUIET = {
     "HF_HUB_OFFLINE": "1",
 }
 """Nothing calls home, nothing is installed at run time, nothing is fetched from a hub."""
+LEAN = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""For glibc: tensors that were let go of are given back at once, instead of being kept by each thread for later."""
 ON = ("wanted", "running", "paused")
 LEAVE = 15.0
 """Seconds in which a runner whose run has ended, or was stopped, says so and ends by itself."""
@@ -37,9 +39,9 @@ def start(home: Home, tell: Callable[[str], None], stop: Callable[[], bool]) -> 
 def children(home: Home, on: Callable[[], bool]) -> Sequence[Child]:
     """The processes; the runner is there only while a run is ``on``."""
     us = [sys.executable, "-m", "polyclinic.server.live.coordinator"]
-    environment = QUIET | tls.ENVIRONMENT | {"FLWR_HOME": str(home.folder / "flower")}
+    environment = QUIET | LEAN | tls.ENVIRONMENT | {"FLWR_HOME": str(home.folder / "flower")}
     return [
-        Child("gateway", [*us, "gateway", str(home.folder)], environment),
+        Child("gateway", [*us, "gateway", str(home.folder)], environment | {"TMPDIR": str(home.folder)}),
         Child("runner", [*us, "runner", str(home.folder)], environment, wanted=now_and_then(on), leave=LEAVE),
         Child("page", [*us, "page", str(home.folder)], environment),
     ]

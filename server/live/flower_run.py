@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,7 +21,7 @@ from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto, run_from_proto
 from flwr.proto.control_pb2 import StartRunRequest, StopRunRequest
 from flwr.proto.fab_pb2 import Fab
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
@@ -29,12 +29,12 @@ from flwr.proto.runtime_pb2 import (
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.serverapp import Grid
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
+    ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
 )
@@ -74,22 +74,41 @@ class Door:
 
 
 class LazyGrid(HttpGrid):
-    """Flower's, but for replies being fetched one after another as they are asked for, not all before the first."""
+    """Flower's, but for replies being fetched one after another as they are asked for, not all before the first.
+
+    A reply is told of as soon as its sender begins to send it. Here it is waited for by nobody: it is looked at again
+    at the next call, since its sender may have died, or be on a slow line.
+    """
+
+    def __init__(self, address: str, token: str) -> None:
+        super().__init__(address, insecure=True, token=token)
+        self._coming: dict[str, tuple[str, ObjectTree]] = {}  # instruction → (reply, its parts)
+
+    def coming(self) -> Collection[str]:
+        """Instructions to which a reply has begun to arrive."""
+        return self._coming.keys()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """The replies that are there: one call tells which, and each takes memory in its turn only."""
         client, run = self._runtime_client, self.run.run_id
-        found = client.PullMessages(PullAppMessagesRequest(message_ids=list(message_ids)))
-        pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
+        asked = [identifier for identifier in message_ids if identifier not in self._coming]
+        found = client.PullMessages(PullAppMessagesRequest(message_ids=asked))
         for told, tree in zip(found.messages_list, found.message_object_trees, strict=True):
-            identifier = told.metadata.message_id
+            self._coming[told.metadata.reply_to_message_id] = told.metadata.message_id, tree
+        pull = make_pull_object_fn_protobuf(client.PullObject, self.node, run)
+        for question, (identifier, tree) in list(self._coming.items()):
             try:
+                pull(tree.object_id)  # the root of the tree is sent last
                 parts = pull_objects([part.object_id for part in iterate_object_tree(tree)], pull_object_fn=pull)
-            except ObjectPullError:
-                continue  # its sender died while sending: the instruction goes out again
+            except ObjectUnavailableError:
+                continue
+            except ObjectPullError:  # its sender died while sending: the instruction goes out again
+                del self._coming[question]
+                continue
             client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(node=self.node, run_id=run, message_object_id=identifier)
             )
+            del self._coming[question]
             yield _inflated(identifier, parts)
 
 
@@ -100,7 +119,7 @@ def _inflated(identifier: str, parts: dict[str, bytes]) -> Message:
 
 
 @contextmanager
-def flower_run(door: Door) -> Iterator[tuple[Grid, Context]]:
+def flower_run(door: Door) -> Iterator[tuple[LazyGrid, Context]]:
     """Begins a Flower run and takes its ServerApp task; the run ends with the block.
 
     Raises:
@@ -108,7 +127,7 @@ def flower_run(door: Door) -> Iterator[tuple[Grid, Context]]:
     """
     with _explained(door):
         identifier, token = _begin(door)
-        grid = LazyGrid(door.address, insecure=True, token=token)
+        grid = LazyGrid(door.address, token)
         client: RuntimeHttpClient = grid._runtime_client
         given = client.PullTaskInput(PullTaskInputRequest())
     TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, given.run.run_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import io
 import tempfile
@@ -16,11 +17,11 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Takeover = Callable[[bytes], bool]
-"""Body of an activation that was refused → whether it is worth a second try."""
+Takeover = Callable[[bytes, bytes], bool]
+"""(body of an activation that was refused, body of the refusal) → whether it is worth a second try."""
 
-LARGEST = 8 * 2**20
-"""Bytes of a request's body: Flower sends tensors in chunks of 5 MiB."""
+LARGEST, LARGEST_OTHER = 8 * 2**20, 2**20
+"""Bytes of the body of a request that carries tensors (Flower sends them in chunks of 5 MiB), and of any other."""
 BODY_SECONDS = 120.0
 """In which a request's body must have come."""
 HOLD = 20.0
@@ -96,7 +97,7 @@ class Public:
             await plain(send, 404, "not here")
         elif path in OBJECTS:
             await self._object(scope, receive, send)
-        elif (body := await whole(receive)) is None:
+        elif (body := await whole(receive, LARGEST_OTHER)) is None:
             await plain(send, 413, "too long, or too slow")
         elif path == PULL:
             await self._pull(scope, body, receive, send)
@@ -107,12 +108,13 @@ class Public:
 
     async def _object(self, scope: Scope, receive: Receive, send: Send) -> None:
         with tempfile.SpooledTemporaryFile(SMALL) as body, tempfile.SpooledTemporaryFile(SMALL) as answered:
-            if not await spooled(receive, body):
+            if not await spooled(receive, body, LARGEST):
                 await plain(send, 413, "too long, or too slow")
                 return
             async with self._turn:
                 answer = await ask(self._fleet, scope, read(body))
                 answered.write(answer.body)
+                gc.collect()  # Starlette's requests hold themselves, and their bodies
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             del answer  # its body waits in the file
             answered.seek(0)
@@ -139,7 +141,7 @@ class Public:
 
     async def _activate(self, scope: Scope, body: bytes, send: Send) -> None:
         answer = await ask(self._fleet, scope, body)
-        if answer.status not in (200, 401) and await asyncio.to_thread(self._takeover, body):
+        if answer.status not in (200, 401) and await asyncio.to_thread(self._takeover, body, bytes(answer.body)):
             answer = await ask(self._fleet, scope, body)
         await answer.tell(send)
 
@@ -165,13 +167,13 @@ class Private:
             self._bell.ring()
 
 
-async def whole(receive: Receive, limit: int = LARGEST) -> bytes | None:
+async def whole(receive: Receive, limit: int) -> bytes | None:
     """A request's body; None if it is longer than ``limit``, or slower than anybody honest's."""
     body = io.BytesIO()
     return body.getvalue() if await spooled(receive, body, limit) else None
 
 
-async def spooled(receive: Receive, body: IO[bytes], limit: int = LARGEST) -> bool:
+async def spooled(receive: Receive, body: IO[bytes], limit: int) -> bool:
     """Writes a request's body to a file; whether it came whole, not longer than ``limit`` nor too slowly."""
     with suppress(TimeoutError):
         async with asyncio.timeout(BODY_SECONDS):

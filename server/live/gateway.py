@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import os
 import signal
-from collections.abc import Callable
 
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -25,6 +26,8 @@ from polyclinic.server.live.home import Home, opened
 from polyclinic.server.live.runner import ON
 from polyclinic.server.live.superlink import Listener, SuperLink, listeners, serve
 
+HOUR = 3600
+"""Ticks, of a second, between two looks at the server's certificate."""
 _log = logging.getLogger(__name__)
 
 
@@ -54,7 +57,15 @@ async def _serve(home: Home, authority: Authority, registry: Registry) -> None:
         certificate=home.keys / "server.pem",
         key=home.keys / "server.key",
     )
-    await serve(*servers, tick=_ticker(superlink, registry), stop=stop)
+    ticks = itertools.count(1)
+
+    def tick() -> None:
+        enlist(superlink, registry)
+        if next(ticks) % HOUR == 0 and authority.serve(home.settings.host):
+            _log.info("the server's certificate was renewed; the gateway starts anew with it")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    await serve(*servers, tick=tick, stop=stop)
 
 
 def _database(home: Home, registry: Registry) -> str:
@@ -65,17 +76,13 @@ def _database(home: Home, registry: Registry) -> str:
     return str(home.superlink)
 
 
-def _ticker(superlink: SuperLink, registry: Registry) -> Callable[[], None]:
-    """What is done every second: whoever has joined may connect, whoever was revoked may not."""
-
-    def tick() -> None:
-        try:
-            sites = registry.sites()
-            superlink.register({site.name: pem(site.node_key) for site in sites if site.revoked is None})
-        except Exception:  # the next second may do better; nobody is let in meanwhile
-            _log.exception("the nodes could not be registered")
-
-    return tick
+def enlist(superlink: SuperLink, registry: Registry) -> None:
+    """Whoever has joined may connect, whoever was revoked may not."""
+    try:
+        sites = registry.sites()
+        superlink.register({site.name: pem(site.node_key) for site in sites if site.revoked is None})
+    except Exception:  # the next second may do better; nobody is let in meanwhile
+        _log.exception("the nodes could not be registered")
 
 
 def pem(key: bytes) -> bytes:

@@ -36,6 +36,8 @@ from polyclinic.server.rounds import Event
 
 ON: tuple[State, ...] = ("wanted", "running", "paused")
 """States of a run that somebody should carry."""
+LONGEST = 60.0
+"""Seconds of the longest pause before a run that lacks its quorum is tried again."""
 LOOK = 0.5
 """Seconds between two looks at whether the run was stopped."""
 
@@ -55,6 +57,7 @@ class Carrier:
     journal: Journal
     state: LiveState
     looked: float = 0.0
+    wait: float = 2.0
 
     def carry(self) -> None:
         """To its end, through every fault of the machinery; a run that lacks its quorum is tried again."""
@@ -65,7 +68,10 @@ class Carrier:
             try:
                 with flower_run(Door(self.home.door, self.home.secret.encode())) as (grid, _):
                     quorum, absence = self.study.rounds.quorum, self.home.settings.absence
-                    sites = LiveSites(grid, cohort, quorum=quorum, absence=absence, overdue=overdue, halted=self.halted)
+                    sites = LiveSites(
+                        grid, cohort, quorum=quorum, absence=absence, overdue=overdue, halted=self.halted,
+                        coming=grid.coming,
+                    )  # fmt: skip
                     self.receipt()
                     rounds.run(self.study, sites, beginning(self.folder, self.journal), self.journal, self.observe)
                 self.end()
@@ -89,6 +95,7 @@ class Carrier:
         if event.kind == "round":
             self.registry.set_state(self.run.name, "running", "", only_from=ON)
         if event.kind == "done":
+            self.wait = 2.0
             self.receipt()
 
     def receipt(self) -> None:
@@ -98,11 +105,15 @@ class Carrier:
             self.registry.add_receipt(self.run.name, number, signed)
 
     def pause(self, why: str) -> None:
-        """Says why, and waits a little."""
+        """Says why, and waits: longer from one time to the next, for each is written into the book."""
         self.state.phase("paused", why)
         with suppress(PolyclinicError):  # its disk may be the full one
             self.registry.set_state(self.run.name, "paused", why, only_from=ON)
-        time.sleep(2.0)
+        until = time.monotonic() + self.wait
+        self.wait = min(LONGEST, 2 * self.wait)
+        while time.monotonic() < until:
+            self.halted()
+            time.sleep(0.2)
 
     def halted(self) -> None:
         """Nothing, unless somebody stopped the run; looked at now and then."""

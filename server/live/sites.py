@@ -23,8 +23,6 @@ LOST = 4.0
 """Seconds for which a site says it has nothing to do before an instruction counts as lost, and is sent again."""
 SLOW = 1e6
 """Bytes a second of a slow line, for which time is allowed beyond that."""
-ANSWERED = 120.0
-"""The same, if the site says that it answered: the reply may be on a slow line."""
 MOST = 60.0
 """Seconds of the longest pause before an instruction that comes back with an error goes out again."""
 
@@ -81,6 +79,7 @@ class LiveSites:
 
     Args:
         overdue: sites that did not answer in the last round.
+        coming: tells the instructions to which a reply has begun to arrive.
     """
 
     def __init__(
@@ -92,9 +91,11 @@ class LiveSites:
         absence: float,
         overdue: set[str],
         halted: Callable[[], None],
+        coming: Callable[[], Collection[str]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._grid, self._cohort, self._quorum, self._absence = grid, cohort, quorum, absence
+        self._coming = coming
         self._halted, self._clock = halted, clock
         self.overdue = overdue
         self._late: dict[str, str] = {}
@@ -106,8 +107,8 @@ class LiveSites:
             self._halted()
             members, nodes = self._cohort.members(), self._nodes()
             for site in members:
-                here = site in nodes
-                self._cohort.note(site, "overdue" if site in self.overdue else "waiting" if here else "away")
+                there = site in nodes
+                self._cohort.note(site, "overdue" if site in self.overdue else "waiting" if there else "away")
             here, quorum = members.keys() & nodes.keys(), max(1, needed(self._quorum, len(members)))
             self._cohort.short(lacking(len(here), quorum, members.keys() - here))
             if len(here) >= quorum:
@@ -137,7 +138,8 @@ class LiveSites:
                     del flights[site]
                     self._late |= dict.fromkeys(flight.messages, site)
                     self.overdue.discard(site)
-                    self._cohort.note(site, "refused" if delivery.failure else "answered", delivery.failure)
+                    why = delivery.failure.removeprefix("refused: ")
+                    self._cohort.note(site, "refused" if why else "answered", why)
                     yield delivery
                     del delivery  # before the next one is pulled
             for site, flight in flights.items():
@@ -182,10 +184,9 @@ class LiveSites:
             flight.idle = None
             return False
         flight.idle = now if flight.idle is None else flight.idle
-        told = member.status.get("answered") or {}
-        answered = (told.get("run"), told.get("round")) == (asked["run"], asked["round"])
-        patience = ANSWERED if answered else LOST * 2 ** (flight.pushes - 1) + asked["bytes"] / SLOW
-        return now - flight.idle > patience
+        if set(self._coming()).intersection(flight.messages):
+            return False
+        return now - flight.idle > LOST * 2.0 ** (flight.pushes - 1) + float(asked["bytes"]) / SLOW
 
     def _push(self, content: RecordDict, site: str, flight: Flight, node: Any, ttl: float) -> None:
         message = Message(content, node.node_id, MessageType.TRAIN, ttl=max(1.0, ttl))

@@ -24,7 +24,7 @@ class LiveState:
     """Gathers what happens and writes it whole, so that a reader never sees half of it."""
 
     def __init__(self, folder: Path, run: str, study: Study, clock: Callable[[], float] = time.time) -> None:
-        self._path, self._study, self._clock = folder / "live.json", study, clock
+        self.run, self._path, self._study, self._clock = run, folder / "live.json", study, clock
         self._written, self._text = 0.0, ""
         self._seconds: list[float] = []
         self._short = ""
@@ -72,7 +72,7 @@ class LiveState:
             row |= {"state": state, "since": self._clock(), "why": why}
             if state == "answered":
                 row |= {"missed": 0, "last": self._state["round"]}
-            if state in ("refused", "overdue", "away", "revoked"):
+            if state in ("overdue", "away", "revoked"):  # what was refused is told as excluded
                 self.event("alarm" if state == "revoked" else "site", site, f"{state}: {why}" if why else state)
         row |= more
         self.flush()

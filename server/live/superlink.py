@@ -6,6 +6,7 @@ The internal names of flwr 1.41 that this needs are imported here and in ``flowe
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import ssl
 from collections.abc import Callable, Mapping
@@ -16,9 +17,12 @@ from typing import Any
 import uvicorn
 from flwr.common.constant import ISOLATION_MODE_PROCESS, NOOP_ACCOUNT_NAME, NOOP_FLWR_AID, TRANSPORT_TYPE_GRPC_RERE
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.config_loader import SuperLinkLifespanConfig, load_control_authn_plugin
 from flwr.superlink.main import create_app
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from polyclinic.server.live.gates import App, Bell, Private, Public
@@ -45,6 +49,7 @@ class SuperLink:
 
     def __init__(self, database: str, secret: bytes) -> None:
         os.environ.update(QUIET)
+        event.listen(Pool, "checkout", _lean)
         self.app = create_app(_config(database, secret), SuperLinkLifespan)
         self._state: Any = self.app.state.linkstate_factory.state()
 
@@ -58,10 +63,22 @@ class SuperLink:
             if key not in present:
                 self._state.create_node(NOOP_FLWR_AID, NOOP_ACCOUNT_NAME, key, 30.0, name=site)
 
-    def takeover(self, body: bytes) -> bool:
-        """Puts offline the node of an authenticated activation: its former process is dead, or it would not ask."""
+    def takeover(self, body: bytes, refusal: bytes) -> bool:
+        """Puts offline the node of an activation that was refused because the node counts as online: if that is so.
+
+        Flower says so only to whoever has the node's key; any other refusal may be a stranger's.
+        """
+        why = FlowerError.from_json(refusal.decode("utf-8", "replace"))
+        if why is None or why.code != ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED:
+            return False
         node = self._state.get_node_id_by_public_key(ActivateNodeRequest.FromString(body).public_key)
         return node is not None and bool(self._state.deactivate_node(node))
+
+
+def _lean(connection: Any, record: Any, proxy: Any) -> None:
+    """Flower lets each of its many connections keep 64 MB of pages and map 256 MB of the file: memory without use."""
+    connection.execute("PRAGMA cache_size = -2000")
+    connection.execute("PRAGMA mmap_size = 0")
 
 
 def _config(database: str, secret: bytes) -> SuperLinkLifespanConfig:
@@ -131,6 +148,8 @@ def _tls(certificate: Path, key: Path) -> Callable[..., ssl.SSLContext]:
 
 async def serve(*servers: Listener, tick: Callable[[], None], stop: asyncio.Event) -> None:
     """Serves until ``stop`` is set; ``tick`` is called every second, in a thread."""
+    gc.collect()
+    gc.freeze()  # what is there now stays: a collection need not look at it again
     tasks = [asyncio.ensure_future(server.serve()) for server in servers]
     stopped = asyncio.ensure_future(stop.wait())
     while not stopped.done() and not any(task.done() for task in tasks):

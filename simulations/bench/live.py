@@ -6,11 +6,13 @@ Both sides run in turn on this machine, every process the one that is used for r
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,6 +41,7 @@ def noop(rounds: int, repeats: int) -> Measured:
     """Seconds of a round without training, 1 MB, two sites, from round 2 on: ours ÷ Flower's FedAvg app."""
     ours: list[float] = []
     theirs: list[float] = []
+    busy = os.getloadavg()[0]
     agreed = study(rounds, 1)
     values = len(encode(initial(agreed))) // 4
     with TemporaryDirectory() as place, ends_well():
@@ -48,13 +51,14 @@ def noop(rounds: int, repeats: int) -> Measured:
                 theirs += flower.run(PATIENCE, values=values, rounds=rounds).rounds()[1:]
             with idle(Path(place, f"ours{turn}"), manifests) as local:
                 ours += live_times(simple_run(local, agreed, PATIENCE)[0]).rounds()[1:]
-    return at_most("live, seconds of a no-op round of 1 MB", ours, theirs, GOAL_NOOP)
+    return loaded(at_most("live, seconds of a no-op round of 1 MB", ours, theirs, GOAL_NOOP), busy)
 
 
 def training(patients: int, rounds: int, repeats: int) -> Measured:
     """Seconds of a round beyond its slowest site's work, LoRA, from round 2 on: ours ÷ Flower's FedAvg app."""
     ours: list[float] = []
     theirs: list[float] = []
+    busy = os.getloadavg()[0]
     agreed = figure.study(rounds)
     with TemporaryDirectory() as place, ends_well():
         manifests = centres(Path(place, "images"), patients)
@@ -65,7 +69,8 @@ def training(patients: int, rounds: int, repeats: int) -> Measured:
                 theirs += flower.run(PATIENCE, weights=str(weights), rounds=rounds).beyond()[1:]
             with federation(Path(place, f"ours{turn}"), manifests) as local:
                 ours += live_times(simple_run(local, agreed, PATIENCE)[0]).beyond()[1:]
-    return at_most("live, seconds of a round beyond the slowest site's work", ours, theirs, GOAL_TRAINING)
+    found = at_most("live, seconds of a round beyond the slowest site's work", ours, theirs, GOAL_TRAINING)
+    return loaded(found, busy)
 
 
 def wire(megabytes: int, rounds: int) -> Measured:
@@ -89,6 +94,11 @@ def wire(megabytes: int, rounds: int) -> Measured:
     detail: dict[str, float | list[float]] = {"update": size, **{way: round(r, 4) for way, r in ratios.items()}}
     name = f"live, bytes on the wire ÷ {megabytes} MB updates"
     return Measured(name, round(worst, 4), f"<= {GOAL_WIRE}", worst <= GOAL_WIRE, detail=detail)
+
+
+def loaded(found: Measured, busy: float) -> Measured:
+    """With the machine's load in the minute before the benchmark began: what else ran then may run still."""
+    return replace(found, detail={**found.detail, "load before": round(busy, 2)})
 
 
 def study(rounds: int, megabytes: int) -> Study:

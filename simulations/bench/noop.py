@@ -94,7 +94,7 @@ def run_bare(home: Home) -> None:
         return Message(RecordDict({"message": content}), reply_to=message)
 
     secret = (home.shared / "runtime.secret").read_bytes()
-    Executor(f"127.0.0.1:{home.settings.local_port}", secret, answer).serve(lambda: False, lambda failure: None)
+    Executor(f"127.0.0.1:{home.settings.local_port}", secret, answer).serve(lambda: None, lambda failure: None)
 
 
 if __name__ == "__main__":

@@ -36,23 +36,28 @@ class Relay:
         with suppress(OSError):
             while True:
                 caller, _ = self.listener.accept()
-                with suppress(OSError):
-                    callee = socket.create_connection(("127.0.0.1", self.target))
-                    for source, sink, way in ((caller, callee, "up"), (callee, caller, "down")):
-                        sink.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                        threading.Thread(target=self._pass, args=(source, sink, way), daemon=True).start()
-                    continue
-                caller.close()
+                threading.Thread(target=self._carry, args=(caller,), daemon=True).start()
+
+    def _carry(self, caller: socket.socket) -> None:
+        with suppress(OSError), caller, socket.create_connection(("127.0.0.1", self.target)) as callee:
+            for end in (caller, callee):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            back = threading.Thread(target=self._pass, args=(callee, caller, "down"), daemon=True)
+            back.start()
+            self._pass(caller, callee, "up")
+            back.join()
 
     def _pass(self, source: socket.socket, sink: socket.socket, way: str) -> None:
-        with suppress(OSError):
+        try:
             while piece := source.recv(PIECE):
                 with self.lock:
                     setattr(self, way, getattr(self, way) + len(piece))
                 sink.sendall(piece)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:  # one end is gone: so is the connection
+            for end in (source, sink):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from polyclinic.core.errors import TrustError
+from polyclinic.core.pki import Authority, new_tls_key, request
 from polyclinic.core.signing import SigningKey
 from polyclinic.server.governance.members import node_digest
 from polyclinic.server.governance.registry import Registry, SiteRecord
@@ -147,6 +148,34 @@ def test_names_that_are_taken_or_nearly_so(registry: Registry) -> None:
         registry.invite("north", 60.0)
     with pytest.raises(TrustError, match="was revoked"):
         registry.enrol(record("north"))
+
+
+def test_a_site_that_lost_its_keys_joins_anew_under_its_name(
+    registry: Registry, book: list[tuple[str, Any]], tmp_path: Path
+) -> None:
+    authority = Authority.create(tmp_path / "keys", "localhost")
+
+    def admit(token: str, new: SiteRecord) -> bytes:
+        key = new_tls_key()
+        spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return registry.admit(token, new, spki, lambda: authority.issue(request(key, "north"), "north"))
+
+    registry.enrol(record("north"))
+    before = registry.site("north")
+    assert before is not None
+    token = registry.invite("north", 60.0, again=True)
+    admit(token, replace(record("north"), signing_key=SigningKey.new().public, node_key=node_key()))
+    after = registry.site("north")
+    assert after is not None
+    assert after.signing_key != before.signing_key
+    with pytest.raises(TrustError, match="not the one that the site was given last"):
+        registry.known("north", before.certificate)
+    assert [kind for kind, _ in book][-2:] == ["joins anew", "enrolled"]
+    with pytest.raises(TrustError, match="used already"):
+        registry.redeem(token, "north")
+    registry.revoke("north")
+    with pytest.raises(TrustError, match="was revoked"):  # once revoked, always
+        registry.invite("north", 60.0, again=True)
 
 
 def test_keys_are_one_sites_alone(registry: Registry) -> None:

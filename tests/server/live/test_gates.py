@@ -51,7 +51,7 @@ async def call(app: Any, path: str, *events: dict[str, Any], gone: Awaitable[Any
     return (sent[0]["status"], body) if sent else (0, b"")
 
 
-def public(fleet: Fleet, bell: Bell, takeover: Any = lambda body: False) -> Public:
+def public(fleet: Fleet, bell: Bell, takeover: Any = lambda body, refusal: False) -> Public:
     return Public(fleet, enrolment, takeover, bell)
 
 
@@ -127,7 +127,8 @@ def test_nothing_is_pulled_for_a_caller_who_is_gone() -> None:
 def test_a_refused_activation_gets_a_second_try_only_if_it_was_authenticated(status: int, tried: int) -> None:
     fleet, bodies = Fleet((status, b"no"), (200, b"active")), list[bytes]()
 
-    def takeover(body: bytes) -> bool:
+    def takeover(body: bytes, refusal: bytes) -> bool:
+        assert refusal == b"no"
         bodies.append(body)
         return True
 

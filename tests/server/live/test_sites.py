@@ -236,11 +236,14 @@ def test_what_was_lost_is_sent_again_more_and_more_slowly() -> None:
     assert 3 <= grid.pushed.count("north") <= 4  # after 0.15 s, 0.3 s, 0.6 s
 
 
-def test_who_says_that_it_answered_is_given_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whose_reply_has_begun_to_arrive_is_given_time() -> None:
     cohort = Cohort({"north": {"agent": "idle", "answered": {"run": "run", "round": 3, "at": 1.0}}})
     grid = Grid({"north": [None], "south": [sealed("south")]})
-    send(live(grid, cohort), 1.0)
+    send(live(grid, cohort, coming=grid.asked.keys), 1.0)
     assert grid.pushed.count("north") == 1
+    grid = Grid({"north": [None, None], "south": [sealed("south")]})
+    send(live(grid, cohort, coming=lambda: ["another"]), 1.0)  # it answered, but the answer got lost
+    assert grid.pushed.count("north") >= 2
 
 
 def test_who_was_overdue_or_is_away_is_not_waited_for_once_there_is_a_quorum() -> None:
