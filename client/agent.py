@@ -82,6 +82,7 @@ class Agent:
 
     def _sealed(self, message: bytes) -> bytes:
         instruction = decode_instruction(message, tensors=False)
+        self._seal(instruction, "refusal", b"")  # what could not be answered is refused before it is written anywhere
         self.status("working", instruction)
         try:
             sealed = self._reply(decode_instruction(message))

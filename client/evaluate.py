@@ -15,8 +15,6 @@ from polyclinic.core.study import Study
 from polyclinic.models.contracts import Task
 
 BATCH = 64
-SHIFT_SEED = 20
-"""Projection and kernel are drawn from one seed everywhere: sites' statistics only merge if they are the same."""
 
 
 def predict(model: nn.Module, images: Images, study: Study, device: torch.device) -> np.ndarray:
@@ -42,10 +40,12 @@ def describe(backbone: nn.Module, images: Images, study: Study, device: torch.de
     one_each = Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))
     features = shift.standardise(predict(backbone, one_each, study, device).astype(np.float64))
     monitoring = study.monitoring
-    projected = features @ shift.projection(features.shape[1], monitoring.feature_dims, SHIFT_SEED)
+    projected = features @ shift.projection(features.shape[1], monitoring.feature_dims, shift.SHIFT_SEED)
+    # a backbone of fewer features than that leaves some empty: what merges is known from the study alone
+    projected = np.pad(projected, ((0, 0), (0, monitoring.feature_dims - projected.shape[1])))
     return {
         "features": shift.FeatureMoments.of(projected),
-        "kernel": shift.KernelMeans.of(projected, monitoring.kernel_features, SHIFT_SEED),
+        "kernel": shift.KernelMeans.of(projected, monitoring.kernel_features, shift.SHIFT_SEED),
         "intensities": shift.Intensities.of(images.pixels, images.patients),
         "labels": shift.Labels.of(images.targets, images.patients, study.task.classes),  # type: ignore[attr-defined]
     }

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import httpx
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
+from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.interceptors import (
@@ -34,6 +35,8 @@ PATIENCE = 2.0
 """Seconds between two looks for whether a message that is still coming in was given up."""
 PAUSE = 0.1
 """Seconds between two looks for a task: a call on loopback."""
+COMING = (0.05, 0.5)
+"""Seconds between two looks for a part of a message that is still coming in: at first, and at most."""
 BEAT = 10.0
 """Seconds between two signs of life."""
 
@@ -124,8 +127,21 @@ class Executor:
                 time.sleep(PAUSE)
 
 
+class _Client(RuntimeHttpClient):
+    """Flower's, but for waiting itself for what is still coming in: Flower's pauses grow from one second to ten."""
+
+    def PullObject(self, request: PullObjectRequest) -> PullObjectResponse:  # noqa: N802 -- Flower's name
+        pause = COMING[0]
+        while True:
+            response = super().PullObject(request)
+            if response.object_available or not response.object_found:
+                return response
+            time.sleep(pause)
+            pause = min(1.5 * pause, COMING[1])
+
+
 def _client(address: str, *interceptors: Any) -> RuntimeHttpClient:
-    return RuntimeHttpClient.from_server_address(address, True, None, list(interceptors))
+    return _Client.from_server_address(address, True, None, list(interceptors))
 
 
 @contextmanager

@@ -53,7 +53,7 @@ def parse(kind: type[C], document: Mapping[str, Any], where: str) -> C:
     """
     try:
         text = json.dumps(document, allow_nan=False)
-    except (TypeError, ValueError) as failure:
+    except (TypeError, ValueError, RecursionError) as failure:
         raise StudyError(f"only text, numbers, true/false and lists are allowed: {failure}", where=where) from failure
     try:
         return kind.model_validate_json(text)

@@ -203,6 +203,8 @@ class Study(Config):
         return parse(Study, document, "--seed")
 
 
+LONGEST, DOTS = 2**18, 2000
+"""Characters of a study, and dots in one line of it: a key of thousands of parts takes TOML's reader many seconds."""
 DEFAULTS: dict[str, Any] = {
     "task": {"method": "classification"},
     "strategy": {"method": "mean"},
@@ -223,12 +225,18 @@ def loads(text: str, where: str = "study") -> Study:
     Raises:
         StudyError: the text is no TOML, or asks for something unknown, malformed or impossible.
     """
+    if len(text) > LONGEST or any(line.count(".") > DOTS for line in text.split("\n")):
+        raise StudyError("is longer, or nested deeper, than any study", where=where)
     try:
         document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as failure:
+    except (ValueError, RecursionError) as failure:  # ValueError: no TOML, or a number of thousands of digits
         raise StudyError(f"this is not TOML: {failure}", where=where) from failure
     try:
-        return parse(Study, DEFAULTS | document, where)
+        found = parse(Study, DEFAULTS | document, where)
+        found.digest  # noqa: B018 -- numbers that have no canonical form are refused here, not when it is first asked
+        return found
+    except rfc8785.CanonicalizationError as failure:
+        raise StudyError(f"a number is beyond bounds: {failure}", where=where) from failure
     except StudyError as failure:
         if failure.where.startswith(where):
             raise

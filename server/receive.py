@@ -19,6 +19,9 @@ OVERHEAD = 2**20
 
 LATE = "no reply before the deadline"
 
+SITE_LIMIT = 2**20
+"""Images behind one site's statistic: sums over 2^14 sites stay within what a statistic may count."""
+
 TOLD = ("describe/features", "describe/kernel", "describe/intensities", "describe/labels")
 """Statistics of a site's data, kept over rounds."""
 
@@ -78,7 +81,7 @@ class Receiver:
         try:
             if message is None:
                 raise UpdateError(failure or "no reply")
-            reply = decode_reply(message, None if self._expects is None else self._expects.size + OVERHEAD)
+            reply = decode_reply(message, 0 if self._expects is None else self._expects.size + OVERHEAD)
             self._demand(site, reply)
             totals = self._merged(reply)
         except PolyclinicError as refusal:
@@ -98,6 +101,7 @@ class Receiver:
 
     def set_aside(self, site: str, why: str) -> None:
         """Notes that a message of ``site`` does not count."""
+        why = sayable(why)
         self.refused.append((site, why))
         if site not in self.accepted:
             self.excluded[site] = why
@@ -151,6 +155,8 @@ class Receiver:
             raise UpdateError("reply carries another site's name")
         if unknown := reply.statistics.keys() - KNOWN.keys():
             raise UpdateError("statistic was not agreed on", where=ascii(min(unknown))[:80])
+        if not 0 <= reply.seconds < 2**31:
+            raise UpdateError("is no possible time", where="seconds")
         if (reply.update is None) == asked.fit:
             raise UpdateError("an update was asked for and is missing" if asked.fit else "an update was not asked for")
         if reply.update is not None and self._expects is not None:
@@ -168,5 +174,13 @@ class Receiver:
             if kind != KNOWN[name]:
                 raise UpdateError(f"is a statistic of another kind: {kind}", where=name)
             if not isinstance(statistic, Withheld):
+                if getattr(statistic, "images", statistic.patients) > SITE_LIMIT:
+                    raise UpdateError(f"counts more than the {SITE_LIMIT} images that one site may have", where=name)
                 merged[name] = self.totals[name] + statistic if name in self.totals else statistic
         return merged
+
+
+def sayable(why: str) -> str:
+    """What a stranger gave as a reason, fit for ledgers and terminals: printable, and of at most 500 characters."""
+    shown = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in why[:500])
+    return "".join(shown)[:500]

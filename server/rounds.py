@@ -8,16 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from polyclinic.core import seeds
 from polyclinic.core.errors import DivergedError, QuorumError, RunError, UpdateError
 from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, encode_instruction
+from polyclinic.core.statistics.shift import SHIFT_SEED, FeatureMoments, Intensities, KernelMeans, Labels
 from polyclinic.core.study import Study
 from polyclinic.core.update import Manifest, Tensors, Update, digest
 from polyclinic.core.version import VERSION
 from polyclinic.server import monitor, shift
 from polyclinic.server.journal import Journal, State
-from polyclinic.server.receive import KNOWN, TOLD, Delivery, Receiver
+from polyclinic.server.receive import KNOWN, Delivery, Receiver
 from polyclinic.strategies.contract import Step, Strategy
 
 
@@ -87,7 +90,7 @@ def one_round(
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
 
-    receiver = Receiver(study, instruction, chosen, strategy.expects(state.tensors), blanks(study, journal))
+    receiver = Receiver(study, instruction, chosen, strategy.expects(state.tensors), blanks(study))
     fold = strategy.init(state.tensors)
     for delivery in sites.send(message, chosen, study.rounds.deadline):  # 2 send, 3 at the site
         reply = receiver.check(delivery)  # 4 receive: verify, add, drop
@@ -117,7 +120,7 @@ def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: O
     instruction = instruct(study, journal.meta["run"], state, fit=False, describe=untold)
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
-    receiver = Receiver(study, instruction, chosen, None, blanks(study, journal))
+    receiver = Receiver(study, instruction, chosen, None, blanks(study))
     for delivery in sites.send(message, chosen, study.rounds.deadline):
         receiver.check(delivery)
         observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
@@ -164,13 +167,21 @@ def instruct(study: Study, run_name: str, state: State, *, fit: bool, describe: 
     )
 
 
-def blanks(study: Study, journal: Journal) -> dict[str, Any]:
-    """What the statistics of a round must be able to merge with: a blank outcome, and what was told before."""
+def blanks(study: Study) -> dict[str, Any]:
+    """What the statistics of a round must be able to merge with: the study decides it, not who tells first."""
     task: Any = study.task
-    blank = task.blank(bins=study.monitoring.bins, score_bins=study.monitoring.score_bins)
-    first = {name: shift.first_known(journal, name) for name in TOLD}
-    told = {name: statistic for name, statistic in first.items() if statistic is not None}
-    return {name: blank for name, kind in KNOWN.items() if kind == "outcome"} | told
+    monitoring = study.monitoring
+    outcome = task.blank(bins=monitoring.bins, score_bins=monitoring.score_bins)
+    rows = np.zeros((0, monitoring.feature_dims))
+    labels = np.zeros((0, len(task.classes)) if outcome.kind == "multilabel" else 0, np.int64)
+    empty: dict[str, Any] = {
+        "outcome": outcome,
+        "features": FeatureMoments.of(rows),
+        "kernel": KernelMeans.of(rows, monitoring.kernel_features, SHIFT_SEED),
+        "intensities": Intensities.of(np.zeros((0, 1, 1), np.uint8), ()),
+        "labels": Labels.of(labels, (), task.classes),
+    }
+    return {name: empty[kind] for name, kind in KNOWN.items()}
 
 
 def demand_sound(tensors: Tensors, number: int) -> None:

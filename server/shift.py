@@ -83,12 +83,6 @@ def site_map(journal: Journal) -> dict[str, list[float]] | None:
     return {name: [float(x) for x in place] for name, place in zip(names, places, strict=True)}
 
 
-def first_known(journal: Journal, name: str) -> Any:
-    """One statistic that was told under ``name`` and is not withheld; None if there is none."""
-    opened = (unpack(body) for _, body in journal.told(name))
-    return next((statistic for statistic in opened if not isinstance(statistic, Withheld)), None)
-
-
 def known(journal: Journal, name: str, new: Sequence[Told] = ()) -> Mapping[str, Any]:
     """Site → statistic told under "describe/``name``", without those withheld."""
     told = {site: unpack(body) for site, body in journal.told(f"describe/{name}")}

@@ -162,7 +162,7 @@ def _array(name: str, value: object) -> Ints:
     except (ValueError, OverflowError) as failure:
         raise UpdateError("has rows of unequal lengths or numbers beyond bounds", where=name) from failure
     demand(array.dtype == np.int64, name, "is empty or has numbers beyond bounds")
-    demand(bool((np.abs(array) <= 2**62).all()), name, "has numbers beyond bounds")
+    demand(bool(((array >= -(2**62)) & (array <= 2**62)).all()), name, "has numbers beyond bounds")
     return array
 
 

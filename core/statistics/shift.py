@@ -8,7 +8,11 @@ from polyclinic.core.statistics.kernel import KernelMeans, discrepancy, mmd2
 from polyclinic.core.statistics.monoid import rest
 from polyclinic.core.statistics.pairwise import classical_mds
 
+SHIFT_SEED = 20
+"""Projection and kernel are drawn from one seed everywhere: sites' statistics only merge if they are the same."""
+
 __all__ = [
+    "SHIFT_SEED",
     "FeatureMoments",
     "Intensities",
     "KernelMeans",

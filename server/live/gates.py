@@ -7,8 +7,8 @@ import gc
 import hmac
 import io
 import tempfile
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -26,6 +26,8 @@ BODY_SECONDS = 120.0
 """In which a request's body must have come."""
 HOLD = 20.0
 """Seconds for which an empty answer is held back; a SuperNode gives up after 30."""
+CALM, LONG = 0.05, 1.0
+"""Seconds without news after which all of it has come, and for which that is waited for."""
 PULL = "/v1/fleet/pull-messages"
 ACTIVATE = "/v1/fleet/activate-node"
 OBJECTS = ("/v1/fleet/push-object", "/v1/fleet/pull-object")
@@ -41,15 +43,46 @@ class Bell:
 
     def __init__(self) -> None:
         self._waiting: asyncio.Event = asyncio.Event()
+        self._calm: asyncio.TimerHandle | None = None
+        self._coming, self._since = 0, 0.0
 
     def ring(self) -> None:
         """There may be news."""
+        if self._calm is not None:
+            self._calm.cancel()
+            self._calm = None
         self._waiting.set()
         self._waiting = asyncio.Event()
 
     def listen(self) -> asyncio.Event:
         """Set at the next ring; take it before looking, so that no ring is missed."""
         return self._waiting
+
+    @property
+    def calm(self) -> bool:
+        """Whether all that has begun to come has come."""
+        return self._coming == 0 and self._calm is None
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """While a piece of news comes. A message comes before its tensors, and a SuperNode that sees it too early
+        waits a whole second: so this rings when nothing has come for ``CALM`` seconds, or when it takes too ``LONG``.
+        """
+        loop = asyncio.get_running_loop()
+        if self.calm:
+            self._since = loop.time()
+        if self._calm is not None:
+            self._calm.cancel()
+            self._calm = None
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            if loop.time() - self._since > LONG:
+                self.ring()
+            elif self._coming == 0:
+                self._calm = loop.call_later(CALM, self.ring)
 
 
 @dataclass
@@ -91,7 +124,9 @@ class Public:
         path = scope.get("path", "")
         if scope["type"] != "http":
             return
-        if path.startswith("/polyclinic/v1/"):
+        if declared(scope) > LARGEST:
+            await plain(send, 413, "too long")
+        elif path.startswith("/polyclinic/v1/"):
             await self._enrolment(scope, receive, send)
         elif not path.startswith("/v1/fleet/"):
             await plain(send, 404, "not here")
@@ -114,7 +149,8 @@ class Public:
             async with self._turn:
                 answer = await ask(self._fleet, scope, read(body))
                 answered.write(answer.body)
-                gc.collect()  # Starlette's requests hold themselves, and their bodies
+                if max(body.tell(), len(answer.body)) > SMALL:
+                    gc.collect()  # Starlette's requests hold themselves, and their bodies
             await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
             del answer  # its body waits in the file
             answered.seek(0)
@@ -125,10 +161,11 @@ class Public:
     async def _pull(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(receive())  # nothing but a disconnection can come now
         end = asyncio.get_running_loop().time() + HOLD
+        look = self._bell.calm
         try:
             while not gone.done():
                 news = self._bell.listen()
-                answer = await ask(self._fleet, scope, body)
+                answer = await ask(self._fleet, scope, body) if look else Answer(200)
                 left = end - asyncio.get_running_loop().time()
                 if answer.status != 200 or answer.body or left <= 0:
                     await answer.tell(send)
@@ -136,6 +173,7 @@ class Public:
                 waiting = asyncio.ensure_future(news.wait())
                 await asyncio.wait({waiting, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                 waiting.cancel()
+                look = True
         finally:
             gone.cancel()
 
@@ -162,9 +200,14 @@ class Private:
             return
         rest = path[len(self._prefix) - 1 :]
         inner = dict(scope, path=rest, raw_path=rest.encode())
-        await self._everything(inner, receive, send)
-        if "/push-" in path:
-            self._bell.ring()
+        with self._bell.coming() if "/push-" in path else nullcontext():
+            await self._everything(inner, receive, send)
+
+
+def declared(scope: Scope) -> int:
+    """Bytes that a request says it has; the server makes sure that it has no more."""
+    lengths = [value for name, value in scope.get("headers", ()) if name == b"content-length"]
+    return max((int(value) for value in lengths if value.isdigit()), default=0)
 
 
 async def whole(receive: Receive, limit: int) -> bytes | None:

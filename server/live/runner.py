@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -40,6 +41,8 @@ LONGEST = 60.0
 """Seconds of the longest pause before a run that lacks its quorum is tried again."""
 LOOK = 0.5
 """Seconds between two looks at whether the run was stopped."""
+ROOM = 4 * 2**20
+"""Bytes that must be free on the disk, beside four times the adapter; a run that was paused wants twice as much."""
 
 
 class StoppedError(PolyclinicError):
@@ -116,13 +119,33 @@ class Carrier:
             time.sleep(0.2)
 
     def halted(self) -> None:
-        """Nothing, unless somebody stopped the run; looked at now and then."""
+        """Nothing, unless somebody stopped the run; while the disk is full this waits. Looked at now and then."""
         if time.monotonic() - self.looked > LOOK:
-            self.looked = time.monotonic()
-            self.state.flush()
-            now = self.registry.run(self.run.name)
-            if now is None or now.state not in ON:
-                raise StoppedError("the run was stopped")
+            self.look()
+            need = ROOM + 4 * (self.folder / INITIAL).stat().st_size
+            if shutil.disk_usage(self.folder).free < need:
+                self.full(2 * need)
+
+    def look(self) -> None:
+        """Raises StoppedError if somebody stopped the run."""
+        self.looked = time.monotonic()
+        self.state.flush()
+        now = self.registry.run(self.run.name)
+        if now is None or now.state not in ON:
+            raise StoppedError("the run was stopped")
+
+    def full(self, need: int) -> None:
+        """Waits until so many bytes are free, and says so: nothing that arrives now could be kept."""
+        before = self.state.now()
+        why = f"the disk is full: free {need / 1e6:.0f} MB where {self.folder} is; nothing is lost"
+        self.state.phase("paused", why)
+        with suppress(PolyclinicError):
+            self.registry.set_state(self.run.name, "paused", why, only_from=ON)
+        while shutil.disk_usage(self.folder).free < need:
+            time.sleep(LOOK)
+            self.look()
+        self.state.phase(*before)
+        self.registry.set_state(self.run.name, "running", "", only_from=ON)
 
     def end(self) -> None:
         """Leaves a finished run."""

@@ -136,6 +136,7 @@ class LiveSites:
                     delivery = opened(site, taken.let_go(), members[site].key, asked)
                     answered += not delivery.failure
                     del flights[site]
+                    flight.messages.remove(identifier)
                     self._late |= dict.fromkeys(flight.messages, site)
                     self.overdue.discard(site)
                     why = delivery.failure.removeprefix("refused: ")

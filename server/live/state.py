@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from polyclinic.server.rounds import Event
 
 OFTEN, SELDOM = 0.3, 5.0
 """Seconds between two writings: at least, unless the phase changes; and at most, so that a reader sees it is alive."""
+BLOCK = 4096
+"""Bytes that a file takes of a disk at a time, at the least."""
 KEPT = 50
 """Events that are shown."""
 
@@ -52,6 +55,10 @@ class LiveState:
                 self.event("alarm" if phase in ("paused", "failed") else phase, text=why)
             self._state |= {"phase": phase, "why": why}
             self.flush(now=True)
+
+    def now(self) -> tuple[str, str]:
+        """(phase, why)."""
+        return self._state["phase"], self._state["why"]
 
     def short(self, why: str) -> bool:
         """Shows that a run waits for sites, or ("") has enough of them; whether a run that was on paused or goes on."""
@@ -118,11 +125,21 @@ class LiveState:
         text = json.dumps(self._state)
         if now or (text != self._text and age >= OFTEN) or not 0 <= age < SELDOM:
             self._written, self._text = self._clock(), text
+            updated = json.dumps(self._state | {"updated": self._written}).encode()
             try:
-                updated = json.dumps(self._state | {"updated": self._written})
                 files.write(self._path, updated, durable=False)
             except RunError as failure:  # what is shown may be old for once; the run goes on
                 logging.getLogger(__name__).warning("%s", failure)
+                _in_place(self._path, updated)
+
+
+def _in_place(path: Path, content: bytes) -> None:
+    """Writes over a file if that takes no more of a full disk: why a run is paused is to be read all the same."""
+    with suppress(OSError), path.open("r+b") as out:
+        if len(content) <= -(-out.seek(0, 2) // BLOCK) * BLOCK:
+            out.seek(0)
+            out.write(content)
+            out.truncate()
 
 
 def read(folder: Path) -> Mapping[str, Any]:

@@ -77,8 +77,10 @@ class SuperLink:
 
 def _lean(connection: Any, record: Any, proxy: Any) -> None:
     """Flower lets each of its many connections keep 64 MB of pages and map 256 MB of the file: memory without use."""
-    connection.execute("PRAGMA cache_size = -2000")
-    connection.execute("PRAGMA mmap_size = 0")
+    if not record.info.get("lean"):
+        connection.execute("PRAGMA cache_size = -2000")
+        connection.execute("PRAGMA mmap_size = 0")
+        record.info["lean"] = True
 
 
 def _config(database: str, secret: bytes) -> SuperLinkLifespanConfig:

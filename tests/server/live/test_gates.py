@@ -150,6 +150,8 @@ def test_the_private_listener_passes_on_and_rings() -> None:
         ring = bell.listen()
         assert await call(Private(fleet, "s3cret", bell), "/s3cret/v1/runtime/push-messages") == (200, b"begun")
         assert fleet.asked == [("/v1/runtime/push-messages", b"asked")]
+        assert not ring.is_set()  # a message's tensors come after it
+        await asyncio.wait_for(ring.wait(), 1.0)
         return ring.is_set()
 
     assert asyncio.run(go())
