@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from polyclinic.core.config import Method
-from polyclinic.models.contracts import Adaptation, Anchor, Objective
+from polyclinic.core.facts import Facts
+from polyclinic.models.contracts import Adaptation, Batch, Objective, Start
 
 
 class FedProx(Method):
     """``method = "fedprox"`` (Li et al. 2020, arXiv 1812.06127): the loss + mu/2·‖w − w_global‖², over what travels."""
+
+    facts: ClassVar[Facts] = Facts(
+        families=("objective",),
+        paper="Li et al. 2020, arXiv 1812.06127",
+        exact_private=True,
+        because="the pull to the global model depends on no patient",
+    )
 
     method: Literal["fedprox"] = "fedprox"
     mu: float = Field(default=0.01, gt=0.0)
@@ -26,10 +34,10 @@ class FedProx(Method):
         """What it does."""
         return f"Training is held near the federation's model (FedProx, mu = {self.mu:g})."
 
-    def _objective(self, objective: Objective, anchor: Anchor) -> Objective:
-        def proximal(model: nn.Module, output: Tensor, target: Tensor) -> Tensor:
+    def _objective(self, objective: Objective, start: Start) -> Objective:
+        def proximal(model: nn.Module, batch: Batch) -> Tensor:
             weights = dict(model.named_parameters())
-            distance = torch.stack([(weights[name] - start).square().sum() for name, start in anchor.items()]).sum()
-            return objective(model, output, target) + 0.5 * self.mu * distance
+            distance = torch.stack([(weights[n] - old).square().sum() for n, old in start.anchor.items()]).sum()
+            return objective(model, batch) + 0.5 * self.mu * distance
 
         return proximal
