@@ -52,12 +52,15 @@ TRAINS = {
 KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
 OWN = {"bitfit", "last_blocks", "full", "probe"}
 """Methods for which peft has no form."""
+TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
+"""Methods that need another task than two classes."""
 METHODS = sorted(registry.names("adaptations"))
 
 
 def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
     adapts = registry.load("adaptations", method).adapts
-    first = "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
+    first = TASK.get(method, "")
+    first += "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
     return studies.loads(
         f'[study]\nname = "tiny"\nseed = 3\n[data]\nimage_size = 32\ncolour = "grey"\n[backbone]\nreference = '
         f'"file:{vit}"\n{first}[[adaptation]]\nmethod = "{method}"\n{KNOBS.get(method, "")}\n'
@@ -163,6 +166,40 @@ def test_it_is_saved_loads_back_and_merges_with_equal_outputs(method: str, run, 
     assert all(method.merges for method in study.adaptation)
     write_merged(study, tmp_path / "adapter", tmp_path / "merged")
     torch.testing.assert_close(outputs(from_merged(study, tmp_path / "merged")), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention under vmap
+@pytest.mark.parametrize("method", [name for name in METHODS if registry.load("adaptations", name).adapts])
+def test_patients_gradients_are_had_alone_and_exactly_where_the_method_says_so(method: str, tiny_vit: Path) -> None:
+    """torch.func's gradients, one picture each, against backpropagation with that picture alone."""
+    adapted = build(study_of(method, tiny_vit))
+    rng = np.random.default_rng(0)
+    state = {
+        name: array if adapted.chain.constant(name) else (array + rng.normal(0, 0.05, array.shape)).astype(np.float32)
+        for name, array in adapted.read().items()
+    }
+    adapted.write(state)
+    net, seen, targets = adapted.network, pixels(), torch.tensor([0, 1, 1])
+    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    kept = {name: weight for name, weight in net.named_parameters() if name not in trained} | dict(net.named_buffers())
+
+    def loss(weights: dict[str, Tensor], picture: Tensor, target: Tensor) -> Tensor:
+        output = torch.func.functional_call(net, weights | kept, (picture[None],))
+        return nn.functional.binary_cross_entropy_with_logits(output[:, 0], target[None].float())
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+    values = {name: weight.detach() for name, weight in trained.items()}
+    if not registry.load("adaptations", method).facts.exact_private:
+        with pytest.raises(RuntimeError, match="vmap"):
+            each(values, seen, targets)
+        return
+    found = each(values, seen, targets)
+    for i in range(3):
+        net.zero_grad()
+        loss(trained, seen[i], targets[i]).backward()
+        for name, weight in trained.items():
+            alone = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            torch.testing.assert_close(found[name][i], alone, rtol=1e-4, atol=1e-6)
 
 
 def from_merged(study: Study, folder: Path) -> nn.Module:
