@@ -17,7 +17,7 @@ from polyclinic.models.adaptations.parameter import A, B, LowRank, lora_layers
 from polyclinic.models.contracts import Adaptation, PeftForm
 
 FINGERPRINT = "pissa_start"
-STEPS = 2**13
+STEPS = 2**10
 """Numbers of a factor are whole multiples of its largest ÷ this: their products then add without rounding."""
 
 
@@ -25,7 +25,7 @@ class Pissa(LowRank):
     """``method = "pissa"`` (Meng et al. 2024, arXiv 2404.02948): s·B₀·A₀ is W's part of the largest singular values.
 
     W − s·B₀·A₀ stays frozen and must be the same at every site. The decomposition runs in float64 and its factors are
-    rounded to a coarse grid, so that other processors give the same bits but in freak cases; a fingerprint of all
+    rounded to a coarse grid, so that other processors give the same bits but in rare cases; a fingerprint of all
     factors travels, and a site whose own is another one refuses.
     """
 
