@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, field_serializer, field_validator, m
 
 from polyclinic.core.config import Config, Duration, Method, parse, resolve
 from polyclinic.core.errors import StudyError
+from polyclinic.core.facts import demand_chain
 
 SPLITS = ("train", "val", "test")
 
@@ -172,14 +173,15 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        repeated = {m.method for m in self.adaptation if [n.method for n in self.adaptation].count(m.method) > 1}
-        if repeated:
-            raise StudyError(f"'{min(repeated)}' stands twice in the chain", where="adaptation", remedy="keep one")
         for method in (self.task, *self.adaptation, self.strategy, self.server_step):
+            if not method.fits(type(self.task)):
+                raise StudyError(
+                    f"'{method.method}' does not fit the task '{self.task.method}'",
+                    where="adaptation",
+                    remedy="polyclinic methods says which tasks it fits",
+                )
             method.check(self)
-        if not any(method.low_rank for method in self.adaptation):
-            remedy = "add [[adaptation]] with method 'lora'"
-            raise StudyError("nothing in the chain makes an adapter", where="adaptation", remedy=remedy)
+        demand_chain(self.adaptation)
         return self
 
     @cached_property
