@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from polyclinic.client.data.examine import Examined
+from polyclinic.client.data.examined import Examined
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.volume import Array, Facts, Volume
 from polyclinic.client.data.worker import LENGTHS, Limits

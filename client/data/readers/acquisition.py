@@ -6,9 +6,10 @@ Whatever is not listed here is not read into anything that is shown, kept or sen
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydicom.dataset import Dataset
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 FIELDS = ("modality", "maker", "model", "kVp", "field strength", "slice thickness", "pixel spacing")
 

@@ -61,8 +61,8 @@ def _alone() -> DataError:
 
 
 def _image(path: Path, format_: str, start: bytes, streams: ExitStack) -> SpatialImage:
-    with path.open("rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
+    with path.open("rb") as beginning:
+        packed = beginning.read(2) == b"\x1f\x8b"
     pair = start[344:348] == b"ni1\0" or start[4:8] == b"ni2\0"
     two = start[4:7] in (b"n+2", b"ni2")
     kinds: dict[str, Any] = {"MGH": MGHImage, "Analyze": Spm2AnalyzeImage}
