@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 from polyclinic.client.data.examined import Examined
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.volume import Array, Facts, Volume
-from polyclinic.client.data.worker import LENGTHS, Limits
+from polyclinic.client.data.worker import LENGTHS, Limits, patience
 from polyclinic.core.errors import DataError, EngineError
 from polyclinic.core.study import Data
 
@@ -97,15 +98,14 @@ class Decoder:
             self.close()
         process = self._process or self._started()
         self._process, self._files = process, self._files + 1
-        deadline = time.monotonic() + self.limits.wall
+        deadline = time.monotonic() + self.limits.wall * patience(path)
         try:
             assert process.stdin is not None
             process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             head, body = self._frame(process, deadline, path)
         except (BrokenPipeError, EOFError) as failure:
-            code = process.wait()
-            self.close()
+            code = self._code(process)
             raise _death(code, path, self.limits) from failure
         except (TimeoutError, DataError) as failure:
             self.close()
@@ -117,6 +117,13 @@ class Decoder:
             said = [str(head.get(name, "")) for name in ("problem", "where", "remedy")]
             raise DataError(said[0], where=said[1] or str(path), remedy=said[2])
         return head, body
+
+    def _code(self, process: subprocess.Popen[bytes]) -> int:
+        """With which code it ended, -9 if it fell silent without ending and had to be ended."""
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1.0)
+        self.close()
+        return int(process.returncode)
 
     def _started(self) -> subprocess.Popen[bytes]:
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}

@@ -80,7 +80,7 @@ def decoded(dataset: Dataset, most: int) -> tuple[Array, tuple[float, float] | N
         window = window and (float(low + high - window[1]), float(low + high - window[0]))
     if padding is not None and padding.any() and not padding.all():
         values = np.where(padding, values[~padding].min(), values)
-    return np.ascontiguousarray(values), window, remarks
+    return np.ascontiguousarray(_narrowed(values)), window, remarks
 
 
 def _promised(dataset: Dataset, most: int) -> tuple[str, tuple[str, ...]]:
@@ -234,6 +234,13 @@ def _whole(values: Array) -> Array:
     if np.abs(values).max() < 2**24 and (values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))):
         return values.astype(np.int32)
     return values.astype(np.float32)
+
+
+def _narrowed(values: Array) -> Array:
+    """int16 where whole numbers fit into it: a CT of 500 slices is large enough as it is."""
+    if values.dtype.kind == "f" or values.min() < -(2**15) or values.max() >= 2**15:
+        return values
+    return values.astype(np.int16)
 
 
 def _transformation(dataset: Dataset) -> Dataset:

@@ -44,7 +44,9 @@ def test_compressed_pictures_have_the_values_that_were_compressed(tmp_path, synt
 
 def test_a_fraction_stays_one_and_whole_numbers_stay_whole(tmp_path):
     assert np.allclose(reading(tmp_path, dataset(ramp(4, 6), RescaleSlope="0.5")).values[0, 0], ramp(4, 6) * 0.5)
-    assert reading(tmp_path, dataset(ramp(4, 6))).values.dtype == np.int32
+    assert reading(tmp_path, dataset(ramp(4, 6))).values.dtype == np.int16
+    deep = np.full((4, 6), 65535, np.uint16)
+    assert np.array_equal(reading(tmp_path, dataset(deep)).values[0, 0], deep)
 
 
 def test_monochrome1_is_mirrored_with_its_window_and_its_padding_is_dark(tmp_path):
