@@ -32,8 +32,8 @@ class Limits:
         files: after this many the process makes room for a fresh one, so that what decoders leak is freed.
     """
 
-    memory: int = 2 << 30
-    values: int = 256 << 20
+    memory: int = 3 << 30
+    values: int = 512 << 20
     processor: int = 30
     wall: int = 60
     files: int = 2000

@@ -47,12 +47,18 @@ def read(path: Path, format_: str, start: bytes, most: int) -> Volume:
         except FileNotFoundError as failure:
             raise _alone() from failure
         try:
-            raw = np.asanyarray(image.dataobj)
+            raw = _values(image.dataobj)
         except FileNotFoundError as failure:
             raise _alone() from failure
         except (EOFError, OSError, ValueError, ImageFileError, zlib.error) as failure:
             raise DataError("is cut short or damaged within its values", remedy="copy it again") from failure
     return _volume(image, format_, raw)
+
+
+def _values(stored: Any) -> Array:
+    """The values as scaled; whole numbers that are not scaled stay what they are, which halves a CT."""
+    scaled = getattr(stored, "slope", 1.0) != 1.0 or getattr(stored, "inter", 0.0) != 0.0
+    return np.asarray(stored, dtype=np.float32) if scaled else np.asanyarray(stored)
 
 
 def _alone() -> DataError:
@@ -83,7 +89,9 @@ def _within(image: FileBasedImage, most: int) -> None:
     shape = tuple(int(length) for length in image.shape)
     if not shape or min(shape) < 1 or len(shape) > 7:
         raise DataError(f"has a damaged header: the shape {shape}", remedy="copy it again")
-    if float(np.prod([float(length) for length in shape])) * 4 > most:
+    proxy: Any = image.dataobj
+    bytes_each = 2 if proxy.dtype.itemsize <= 2 and (proxy.slope, proxy.inter) == (1.0, 0.0) else 4
+    if float(np.prod([float(length) for length in shape])) * bytes_each > most:
         size = " x ".join(map(str, shape))
         raise DataError(f"is too large: {size} voxels", remedy=f"at most {most // 2**20:,} MiB are decoded")
 

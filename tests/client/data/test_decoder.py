@@ -73,7 +73,7 @@ def test_one_process_serves_many_and_a_fresh_one_follows(tmp_path):
     [
         ("os.kill(os.getpid(), 11)", "crashed its decoder \\(SIGSEGV\\)"),
         ("os._exit(3)", "exit code 3"),
-        ("import time; time.sleep(60)", "hung its decoder: no answer within 2 s"),
+        ("import time; time.sleep(60)", "hung its decoder: no answer within 5 s"),
         ("while True: pass", "more than 1 s of processor time|hung its decoder"),
         ("held = []\nwhile True: held.append(bytearray(1 << 24))", "more memory than a picture may take"),
         ("os.write(answers, b'\\xff' * 400)", "nonsense"),
@@ -113,7 +113,7 @@ sys.meta_path.insert(0, Finder())
 """)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "traps"), os.environ.get("PYTHONPATH", "")]))
-        with Decoder(Limits(processor=1, wall=2, memory=512 << 20)) as decoder:
+        with Decoder(Limits(processor=1, wall=5, memory=384 << 20)) as decoder:
             assert decoder.picture(good, DATA).shape == (1, 16, 16)
             with pytest.raises(DataError, match=said) as failure:
                 decoder.picture(bad, DATA)
@@ -122,21 +122,21 @@ sys.meta_path.insert(0, Finder())
     assert not (tmp_path / "written").exists() or (tmp_path / "written").stat().st_size == 0
 
 
-def test_bombs_are_refused_and_memory_is_bounded(decoder, tmp_path):
+def test_bombs_are_refused_and_memory_is_bounded(tmp_path):
     made = dataset(np.zeros((4, 6), np.int16))
     made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     raw = saved(made, tmp_path / "bomb").read_bytes()
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     start = raw.index(b"DICM") + 4 + 12 + struct.unpack_from("<I", raw, 140)[0]
-    body = b"".join(packer.compress(b"\0" * (1 << 24)) for _ in range(256)) + packer.flush()  # 4 GiB
+    body = b"".join(packer.compress(b"\0" * (1 << 24)) for _ in range(64)) + packer.flush()  # 1 GiB
     (tmp_path / "bomb").write_bytes(raw[:start] + body)
-    with pytest.raises(DataError, match=r"more memory|damaged|without"):
+    with Decoder(Limits(memory=512 << 20)) as decoder, pytest.raises(DataError, match=r"more memory|damaged|without"):
         decoder.volume(tmp_path / "bomb")
     header = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 90000, 90000, 8, 0, 0, 0, 0)
     packed = b"IDAT" + zlib.compress(b"\0" * 40)
     chunk = struct.pack(">I", len(packed) - 4) + packed + struct.pack(">I", zlib.crc32(packed))
     (tmp_path / "png").write_bytes(header + struct.pack(">I", zlib.crc32(header[12:])) + chunk)
-    with pytest.raises(DataError, match="too large"):
+    with Decoder() as decoder, pytest.raises(DataError, match="too large"):
         decoder.volume(tmp_path / "png")
 
 
