@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from polyclinic.core.study import Study
     from polyclinic.server.rounds import Observer
 
-__all__ = ["demo_study", "evaluate", "load_study", "network", "read_run", "simulate"]
+__all__ = ["adapted", "demo_study", "evaluate", "load_study", "network", "read_run", "simulate"]
 
 
 def load_study(path: Path | str) -> Study:
@@ -133,6 +133,17 @@ def evaluate(run: Run, data: Path | str, split: str = "test") -> dict[str, Any]:
     from polyclinic.simulations.evaluate import evaluate as judge
 
     return judge(run, Path(data), split)
+
+
+def adapted(study: Study, adapter: Path | str) -> nn.Module:
+    """The study's network with the adapter in a folder: pixels in [0, 1] → outputs; whatever made the adapter.
+
+    Raises:
+        RunError: no adapter there, one of another study, or a damaged one.
+    """
+    from polyclinic.models.export import load_adapted
+
+    return load_adapted(study, Path(adapter))
 
 
 def network(study: Study) -> nn.Module:

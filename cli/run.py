@@ -61,7 +61,7 @@ def export(
         bool, typer.Option("--merged", help="The whole model, with the adapter merged into the backbone.")
     ] = False,
 ) -> None:
-    """Take the adapter (in peft's format) or, merged, the whole model (in transformers' format) out of a run."""
+    """Take the adapter (in peft's format if it has one) or, merged, the whole model (in transformers') out of a run."""
     from polyclinic.core import runs
     from polyclinic.simulations.export import export as write
 

@@ -161,6 +161,12 @@ def data_check(
     folder: Folder = Path(),
     quick: Annotated[bool, typer.Option("--quick", help="Look for the images without opening them.")] = False,
     as_json: AsJson = False,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report as a page, for this site's eyes only.")
+    ] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a list of the images that cannot be read, and why.")
+    ] = None,
 ) -> None:
     """Find everything that is wrong with this site's manifest and images. Exit code 1 if a study cannot run on them.
 
@@ -171,7 +177,7 @@ def data_check(
     home = opened(folder)
     digests = sorted(path.stem for path in home.studies.glob("*.toml"))
     digest = studies.digest_of(home, study, folder) if study else digests[0] if len(digests) == 1 else None
-    check(home.manifest, home.studies / f"{digest}.toml" if digest else None, True, quick, as_json)
+    check(home.manifest, home.studies / f"{digest}.toml" if digest else None, True, quick, as_json, html, quarantine)
 
 
 for _name, _command in (

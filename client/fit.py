@@ -12,7 +12,7 @@ from polyclinic.client.data.dataset import Images
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study, Training
-from polyclinic.models.contracts import Anchor, Task
+from polyclinic.models.contracts import Anchor, Batch, Start, Task
 from polyclinic.models.network import Adapted
 
 
@@ -28,14 +28,16 @@ def fit(
     """
     training = study.training
     generator = torch.Generator().manual_seed(derive(study.study.seed, "fit", site, round_number))
-    objective = adapted.chain.objective(lambda model, output, target: task.loss(output, target), anchor)
+    objective = adapted.chain.objective(
+        lambda model, batch: task.loss(batch.output, batch.target), start(adapted, task, images, training, anchor)
+    )
     optimiser = make_optimiser(adapted, training, learning_rate(training, round_number, study.rounds.count))
     pixels, targets = torch.from_numpy(images.pixels), torch.from_numpy(images.targets)
     for chosen in batches(len(pixels), training, generator):
-        batch = adapted.chain.batch(scaled(pixels[chosen], adapted.device), generator)
+        seen = adapted.chain.batch(scaled(pixels[chosen], adapted.device), generator)
         with autocast(training, adapted.device):
-            output = adapted.network(batch)
-        loss = objective(adapted.network, output.float(), targets[chosen].to(adapted.device))
+            output = adapted.network(seen)
+        loss = objective(adapted.network, Batch(seen, output.float(), targets[chosen].to(adapted.device)))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         if training.clip_norm is not None:
@@ -43,6 +45,17 @@ def fit(
         optimiser.step()
     if not all(torch.isfinite(weight).all() for weight in adapted.parameters()):
         raise UpdateError("training diverged", where=site, remedy="lower training.learning_rate")
+
+
+def start(adapted: Adapted, task: Task, images: Images, training: Training, anchor: Anchor) -> Start:
+    """What an objective may know when a round begins; the global model shares the frozen weights of ``adapted``."""
+
+    def forward(pixels: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(training, adapted.device):
+            output: Tensor = torch.func.functional_call(adapted.network, dict(anchor), (pixels,))
+        return output.float()
+
+    return Start(anchor, forward, task, torch.from_numpy(images.targets).to(adapted.device))
 
 
 def batches(count: int, training: Training, generator: torch.Generator) -> Iterator[Tensor]:

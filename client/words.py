@@ -147,7 +147,7 @@ def _training(offer: Offer, home: Home) -> Iterator[str]:
     study = offer.study
     weights = sum(int(np.prod(row["shape"], dtype=np.int64)) for row in offer.manifest)
     yield f"This site's own images: those of '{home.settings.name}' in {home.manifest}, as train, val and test split."
-    yield "The backbone is frozen."
+    yield "What of the backbone is not named here stays as it was pretrained."
     yield from (method.explain() for method in study.adaptation)
     yield f"A linear head trains from the pooled features ({study.backbone.pooling})."
     yield f"Together {weights:,} weights train."

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from polyclinic.core import registry
 from polyclinic.core.errors import PluginError, StudyError
+from polyclinic.core.facts import Facts
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study
@@ -29,10 +30,23 @@ class Config(BaseModel):
 class Method(Config):
     """Base of every plugin's configuration; ``method`` is the name under which it is registered."""
 
+    facts: ClassVar[Facts | None] = None
+    """What it says of itself; every adaptation has them."""
+    adapts: ClassVar[bool] = False
+    """Whether it says what trains: a chain needs one that does."""
+    changes: ClassVar[frozenset[str]] = frozenset()
+    """Which weights of the backbone it trains or wraps, such as its norms; two that share a kind are refused."""
     low_rank: ClassVar[bool] = False
     """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
+    merges: ClassVar[bool] = True
+    """Whether what it trains can be merged into the backbone's own weights."""
 
     method: str
+
+    @classmethod
+    def fits(cls, task: type[Method]) -> bool:
+        """Whether it makes sense with a kind of task; asked by reading a study and by ``polyclinic methods``."""
+        return True
 
     def check(self, study: Study) -> None:
         """Refuses, with a StudyError, any study in which this method's promise would not hold."""

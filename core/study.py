@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, field_serializer, field_validator, m
 
 from polyclinic.core.config import Config, Duration, Method, parse, resolve
 from polyclinic.core.errors import StudyError
+from polyclinic.core.facts import demand_chain
 
 SPLITS = ("train", "val", "test")
 
@@ -27,13 +28,14 @@ class About(Config):
 
 
 class Columns(Config):
-    """Which column of the manifest is which; ``split`` and ``patient`` may be absent from a manifest."""
+    """Which column of the manifest is which; ``split``, ``patient`` and ``mask`` may be absent from a manifest."""
 
     path: str = "path"
     site: str = "site"
     label: str = "label"
     split: str = "split"
     patient: str = "patient_id"
+    mask: str = "mask"
 
 
 class Split(Config):
@@ -62,17 +64,36 @@ class Normalisation(Config):
         return self
 
 
+class Range(Config):
+    """The values that are to be seen, in the unit of the file (CT: Hounsfield units): ``low`` black, ``high`` white."""
+
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _upwards(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError("low must be below high")
+        return self
+
+
 class Data(Config):
     """How a manifest and its images are read.
 
     ``image_size`` is the side in pixels of the square that the model sees; ``fit`` says how a picture becomes a
     square. Grey pictures are repeated over the backbone's channels; ``colour = "grey"`` turns colour into luma first.
+
+    For DICOM, NIfTI and their kin, ``intensity`` says how values become 8 bits: by the file's own "window" (by
+    percentiles where it has none), always by "percentiles" (the 0.5th to black, the 99.5th to white), or by a fixed
+    range. ``volume`` says what becomes of several slices or frames: "refuse", or take the "middle" one.
     """
 
     columns: Columns = Columns()
     image_size: int = Field(default=128, ge=16, le=2048)
     fit: Literal["pad", "squash", "crop"] = "pad"
     colour: Literal["rgb", "grey"] = "rgb"
+    intensity: Literal["window", "percentiles"] | Range = "window"
+    volume: Literal["refuse", "middle"] = "refuse"
     normalisation: Literal["backbone"] | Normalisation = "backbone"
     split: Split = Split()
 
@@ -172,14 +193,15 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        repeated = {m.method for m in self.adaptation if [n.method for n in self.adaptation].count(m.method) > 1}
-        if repeated:
-            raise StudyError(f"'{min(repeated)}' stands twice in the chain", where="adaptation", remedy="keep one")
         for method in (self.task, *self.adaptation, self.strategy, self.server_step):
+            if not method.fits(type(self.task)):
+                raise StudyError(
+                    f"'{method.method}' does not fit the task '{self.task.method}'",
+                    where="adaptation",
+                    remedy="polyclinic methods says which tasks it fits",
+                )
             method.check(self)
-        if not any(method.low_rank for method in self.adaptation):
-            remedy = "add [[adaptation]] with method 'lora'"
-            raise StudyError("nothing in the chain makes an adapter", where="adaptation", remedy=remedy)
+        demand_chain(self.adaptation)
         return self
 
     @cached_property

@@ -75,15 +75,18 @@ class Adapted:
     Attributes:
         network: on ``device``.
         chain: the study's adaptations, combined.
-        travelling: names of the parameters that train and travel, sorted.
+        travelling: names of the parameters that travel, sorted; all but constants train.
     """
 
     def __init__(self, network: Network, chained: Adaptation, device: torch.device) -> None:
         self.network, self.chain, self.device = network.to(device), chained, device
+        chosen = chained.chosen(network)
+        travelling = {}
         for name, weight in network.named_parameters():
-            weight.requires_grad_(name.startswith("head.") or chained.travels(name))
-        trained = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        self._parameters = {name: trained[name] for name in sorted(trained)}
+            if name.startswith("head.") or chained.travels(name) or name in chosen:
+                travelling[name] = weight
+            weight.requires_grad_(name in travelling and not chained.constant(name))
+        self._parameters = {name: travelling[name] for name in sorted(travelling)}
         self.travelling = tuple(self._parameters)
 
     def read(self) -> Tensors:
@@ -92,25 +95,36 @@ class Adapted:
 
     def parameters(self) -> list[nn.Parameter]:
         """What trains, in the order of names."""
-        return list(self._parameters.values())
+        return [weight for weight in self._parameters.values() if weight.requires_grad]
 
     def write(self, tensors: Tensors) -> Anchor:
         """Takes over a global state, whatever was there before; returns it as the anchor of a round.
 
         Raises:
-            UpdateError: a tensor is missing, misshapen or unknown.
+            UpdateError: a tensor is missing, misshapen, unknown, or a constant that is another one here.
         """
         values = {name: torch.from_numpy(array).to(self.device) for name, array in tensors.items()}
         with torch.no_grad():
             for name, weight in self._parameters.items():
                 if name not in values or values[name].shape != weight.shape:
                     raise UpdateError("is absent from the global state or misshapen", where=name)
+                if self.chain.constant(name):
+                    _demand_same(name, weight, values[name])
                 weight.copy_(values[name])
         extra: Mapping[str, Tensor] = {name: value for name, value in values.items() if name not in self._parameters}
         unclaimed = extra.keys() - self.chain.receive(self.network, extra)
         if unclaimed:
             raise UpdateError("no adaptation of this study knows this tensor", where=min(unclaimed))
         return {name: values[name] for name in self._parameters}
+
+
+def _demand_same(name: str, own: Tensor, arrived: Tensor) -> None:
+    if not torch.equal(own, arrived):
+        raise UpdateError(
+            "this machine works out other numbers than the rest of the federation for what must be the same everywhere",
+            where=name,
+            remedy="use the same versions and kind of processor as the others, or a method without such a start",
+        )
 
 
 def task(study: Study) -> Task:

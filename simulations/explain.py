@@ -18,7 +18,7 @@ def explain(study: Study) -> dict[str, list[str]]:
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
-            f"The backbone is {study.backbone.reference}, frozen.",
+            f"The backbone is {study.backbone.reference}; what of it is not named here stays as it was pretrained.",
             *(method.explain() for method in study.adaptation),
             f"A linear head trains from the pooled features ({study.backbone.pooling}).",
             f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {factors:,} in the backbone's "

@@ -9,7 +9,7 @@ from pathlib import Path
 from polyclinic.core import files
 from polyclinic.core.errors import RunError
 from polyclinic.core.runs import Run
-from polyclinic.models.export import write_merged
+from polyclinic.models.export import form, write_merged
 from polyclinic.simulations.evaluate import adapted
 
 _ADAPTER = """# Adapter of study "{name}"
@@ -20,6 +20,17 @@ Study digest: `{digest}`. Backbone: `{backbone}`. The adapter is in peft's own f
 import polyclinic, peft
 network = polyclinic.network(polyclinic.load_study("study.toml"))   # backbone and head, before adaptation
 model = peft.PeftModel.from_pretrained(network, ".").eval()
+logits = model(pixels)                                              # float32 [N, C, {size}, {size}] in [0, 1]
+```
+"""
+_OWN = """# Adapter of study "{name}"
+
+Study digest: `{digest}`. Backbone: `{backbone}`. peft has no form for all that this study trains, so the adapter
+is in Polyclinic's own: `adapter_model.safetensors` holds what travelled, by the names of the adapted network.
+
+```python
+import polyclinic
+model = polyclinic.adapted(polyclinic.load_study("study.toml"), ".")
 logits = model(pixels)                                              # float32 [N, C, {size}, {size}] in [0, 1]
 ```
 """
@@ -62,7 +73,7 @@ def export(run: Run, folder: Path, *, merged: bool) -> None:
             else:
                 shutil.copytree(run.adapter, beside, dirs_exist_ok=True)
             shutil.copy(run.folder / "study.toml", beside)
-            text = (_MERGED if merged else _ADAPTER).format(
+            text = (_MERGED if merged else {"peft": _ADAPTER}.get(form(run.adapter), _OWN)).format(
                 name=study.study.name,
                 digest=study.digest,
                 backbone=study.backbone.reference,

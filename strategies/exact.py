@@ -37,7 +37,7 @@ class Exact(Method):
             raise StudyError(
                 "'exact' averages products of low-rank factors and the chain trains none",
                 where="strategy.method",
-                remedy="add an [[adaptation]] with method 'lora', or use 'mean'",
+                remedy="use 'mean', or an [[adaptation]] of low-rank factors (polyclinic methods --family parameter)",
             )
         step = study.server_step
         if step.method != "sgd" or getattr(step, "learning_rate", None) != 1.0:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
+import csv
+import io
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from polyclinic.client.data.federation import federation_problems
-from polyclinic.client.data.images import Pixels, decode
 from polyclinic.client.data.manifest import Labels, Problem, Row, scan, sites
-from polyclinic.core.errors import DataError
+from polyclinic.client.data.oddities import absent, alone, beside_others, lookalikes, series, twins
+from polyclinic.client.data.readers.acquisition import FIELDS
+from polyclinic.client.data.sighting import Sighting, files, sightings
 from polyclinic.core.study import SPLITS, Data, Study, Training
-
-_DARK = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +33,41 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
+class Quarantined:
+    """An image that could not be read, and is kept away from every study."""
+
+    line: int | None
+    path: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """How many images of a site were taken in one way: a value of one of ``readers.acquisition.FIELDS``."""
+
+    site: str
+    field: str
+    value: str
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What a manifest holds and all that is wrong with it, by line; problems of whole sites come first."""
+    """What a manifest holds and all that is wrong with it, by line; problems of whole sites come first.
+
+    Attributes:
+        quarantine: images that could not be read; each is among the problems, too.
+        acquisition: how the images were taken, counted; for this site's eyes.
+        formats: (format, images) of what could be read.
+    """
 
     manifest: str
     counts: tuple[Count, ...]
     problems: tuple[Problem, ...]
+    quarantine: tuple[Quarantined, ...] = ()
+    acquisition: tuple[Acquired, ...] = ()
+    formats: tuple[tuple[str, int], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -56,12 +83,20 @@ class Report:
         """The report as JSON text, with ``ok``."""
         return json.dumps({"ok": self.ok} | asdict(self), indent=2)
 
+    def quarantine_list(self) -> str:
+        """The quarantined images as a table in CSV: path, reason, remedy."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(("path", "reason", "remedy"))
+        writer.writerows((one.path, one.reason, one.remedy) for one in self.quarantine)
+        return out.getvalue()
+
 
 def check(
     manifest: Path | str,
     study: Study | None,
     decode: bool = True,
-    alone: bool = False,
+    one_site: bool = False,
     watch: Callable[[Sequence[Row]], Iterable[Row]] = iter,
 ) -> Report:
     """Everything that is wrong with a manifest, its images and its sites, found at once. Never raises for the data.
@@ -69,7 +104,7 @@ def check(
     Args:
         study: without one, columns have their default names and every label is taken for a class.
         decode: open every image; else they are only looked for.
-        alone: the manifest is one hospital's own, so that one site is as it should be.
+        one_site: the manifest is one hospital's own, so that one site is as it should be.
         watch: wraps the rows while their images are opened, to show progress.
     """
     data, task, seed, batch = Data(), cast(Labels, _AnyLabel()), 0, Training().batch_size
@@ -77,15 +112,48 @@ def check(
         # that the configuration of a task is a task is the plugin's contract
         data, task, seed, batch = study.data, cast(Labels, study.task), study.study.seed, study.training.batch_size
     rows, problems = scan(manifest, data, task, seed)
-    found = [*problems, *federation_problems(rows, batch, alone)]
+    found = [*problems, *federation_problems(rows, batch, one_site)]
     if study is None:
         remedy = "give the study with --study"
         found.append(Problem(None, "", "labels and settings were not checked", remedy, "warning"))
-    if decode:
-        found += _image_problems(watch(rows), data)
-    found.sort(key=lambda problem: problem.line or 0)
     classes: tuple[str, ...] = getattr(task, "classes", ())
-    return Report(str(manifest), tuple(_counts(rows, classes)), tuple(found))
+    found += absent(rows, classes)
+    seen = tuple(sightings(watch(rows), data)) if decode else ()
+    return _report(str(manifest), tuple(_counts(rows, classes)), [*found, *_image_problems(seen, data)], seen)
+
+
+def check_folder(folder: Path, watch: Callable[[Sequence[Row]], Iterable[Row]] = iter) -> Report:
+    """What the files in and below a folder are, without a manifest: each read, or quarantined with the reason.
+
+    Nothing is an error here: what is no image need not be one.
+    """
+    rows, data = files(folder), Data(volume="middle")
+    seen = tuple(sightings(watch(rows), data))
+    found = [replace(problem, severity="warning") for problem in _image_problems(seen, data)]
+    found += series([(one.row, one.found) for one in seen if one.found])
+    if not rows:
+        found.append(Problem(None, str(folder), "holds no files", "name the folder of the images"))
+    return _report(str(folder), (), found, seen)
+
+
+def _report(name: str, counts: tuple[Count, ...], found: list[Problem], seen: Sequence[Sighting]) -> Report:
+    found.sort(key=lambda problem: problem.line or 0)
+    taken = Counter(
+        (one.row.site, field, one.found.acquisition.get(field, "not said"))
+        for one in seen if one.found and one.found.format.startswith("DICOM")
+        for field in FIELDS
+    )  # fmt: skip
+    formats = Counter(one.found.format for one in seen if one.found)
+    return Report(
+        name,
+        counts,
+        tuple(found),
+        tuple(
+            Quarantined(one.row.line or None, one.row.name, one.problem, one.remedy) for one in seen if not one.found
+        ),
+        tuple(Acquired(*place, images) for place, images in sorted(taken.items())),
+        tuple(sorted(formats.items())),
+    )
 
 
 class _AnyLabel:
@@ -112,41 +180,18 @@ def _classes(row: Row, classes: Sequence[str]) -> Sequence[str]:
     return [name for name, present in zip(classes, row.target, strict=False) if present] or ["none"]
 
 
-def _image_problems(rows: Iterable[Row], data: Data) -> Iterator[Problem]:
-    """Images that cannot be read, show nothing, or are there twice."""
-    squashed = data.model_copy(update={"fit": "squash"})  # so that no border hides an empty picture
-    same: dict[bytes, list[Row]] = defaultdict(list)
-    for row in rows:
-        try:
-            with row.path.open("rb") as stream:
-                same[hashlib.file_digest(stream, "sha256").digest()].append(row)
-                stream.seek(0)
-                pixels = decode(stream, squashed, row.name)
-        except DataError as failure:
-            yield Problem(row.line, row.name, failure.problem, failure.remedy)
-        except OSError as failure:
-            yield Problem(row.line, row.name, f"cannot be read: {failure.strerror}", "check its permissions")
-        else:
-            yield from _empty(row, pixels)
-    for group in same.values():
-        yield from _twins(group)
-
-
-def _empty(row: Row, pixels: Pixels) -> Iterator[Problem]:
-    remedy = "look at it, and leave it out if it shows nothing"
-    if np.array_equal(pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))):
-        yield Problem(row.line, row.name, "shows one flat colour", remedy, "warning")
-    elif pixels.max() < _DARK:
-        yield Problem(row.line, row.name, "is nearly black", remedy, "warning")
-
-
-def _twins(group: Sequence[Row]) -> Iterator[Problem]:
-    """The same bytes in two sites, two splits or under two labels: a leak or a contradiction."""
-    first, *others = sorted(group, key=lambda row: row.line)
-    for row in others:
-        if (row.site, row.split, row.label) != (first.site, first.split, first.label):
-            what = (
-                f"is byte for byte the image on line {first.line} ({first.site}, {first.split}, label {first.label}), "
-                f"but stands under {row.site}, {row.split}, label {row.label}"
-            )
-            yield Problem(row.line, row.name, what, "keep one of the two", "warning")
+def _image_problems(seen: Sequence[Sighting], data: Data) -> Iterator[Problem]:
+    """Images that cannot be read, show nothing, are odd beside others, or are there twice."""
+    pairs = [(one.row, one.found) for one in seen if one.found]
+    for one in seen:
+        if one.found is None:
+            yield Problem(one.row.line or None, one.row.name, one.problem, one.remedy)
+    for row, found in pairs:
+        yield from alone(row, found)
+        if found.several and data.volume == "refuse":
+            remedy = 'data.volume = "middle" in the study takes the middle one; or save the one that is meant as a file'
+            yield Problem(row.line or None, row.name, f"holds {found.several}", remedy)
+    same = list(twins(seen))
+    yield from (problem for _, problem in same)
+    yield from beside_others(pairs)
+    yield from lookalikes(pairs, [row.name for row, _ in same])

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from polyclinic.client.data.images import Pixels, read_image
+from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.manifest import Row
+from polyclinic.client.data.pictures import pictures
 from polyclinic.core.errors import DataError
 from polyclinic.core.study import SPLITS, Data
 
@@ -76,11 +77,12 @@ class SiteData:
 def _stacked(rows: Sequence[Row], data: Data) -> Pixels:
     """uint8 [N, C, S, S]: one channel until the first picture in colour turns up."""
     pixels = np.empty((len(rows), 1, data.image_size, data.image_size), dtype=np.uint8)
-    for i, row in enumerate(rows):
-        picture = read_image(row.path, data, channels=None)
-        if len(picture) > pixels.shape[1]:
-            grey = pixels[:i]
-            pixels = np.empty((len(rows), *picture.shape), dtype=np.uint8)
-            pixels[:i] = grey
-        pixels[i] = picture
+    with pictures(data) as read:
+        for i, row in enumerate(rows):
+            picture = read(row.path)
+            if len(picture) > pixels.shape[1]:
+                grey = pixels[:i]
+                pixels = np.empty((len(rows), *picture.shape), dtype=np.uint8)
+                pixels[:i] = grey
+            pixels[i] = picture
     return pixels

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +53,46 @@ def decode(stream: BinaryIO, data: Data, where: str) -> Pixels:
     Raises:
         DataError: naming ``where`` and the true reason.
     """
+    return fitted(_held(stream, where, _eight_bits), data)
+
+
+def fitted(picture: Image.Image, data: Data) -> Pixels:
+    """A picture in mode L or RGB as uint8 [C, S, S]; see ``decode``."""
+    if data.colour == "grey":
+        picture = picture.convert("L")
+    pixels = np.array(_square(picture, data.image_size, data.fit))
+    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def upright(stream: BinaryIO, where: str) -> tuple[Image.Image, str]:
+    """The picture in ``stream``, upright, and its format; deep greys keep their depth, the rest is in mode L or RGB.
+
+    Raises:
+        DataError: naming ``where`` and the true reason.
+    """
+    formats: list[str] = []
+
+    def seen(image: Image.Image) -> Image.Image:
+        deep = image.mode[0] in "IF"
+        image.load()
+        return _whitened(image) if deep else _eight_bits(image)
+
+    with_format = _held(stream, where, seen, formats.append)
+    return with_format, {"MPO": "JPEG"}.get(formats[0], formats[0])
+
+
+def _held(
+    stream: BinaryIO,
+    where: str,
+    made: Callable[[Image.Image], Image.Image],
+    tell: Callable[[str], None] = lambda _: None,
+) -> Image.Image:
+    """What ``made`` makes of the picture; whatever Pillow raises becomes a DataError."""
     # a damaged EXIF block or TIFF tag is no reason to warn: what matters of it, the pixels, is read or refused
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            picture = _eight_bits(_opened(stream, where))
+            return made(_opened(stream, where, tell))
         except DataError:
             raise
         except UnidentifiedImageError as failure:
@@ -64,13 +100,9 @@ def decode(stream: BinaryIO, data: Data, where: str) -> Pixels:
         except Exception as failure:  # decoders raise whatever they like on a damaged file
             remedy = "export it again, or leave it out"
             raise DataError(f"is damaged or cut short: {failure}", where=where, remedy=remedy) from failure
-    if data.colour == "grey":
-        picture = picture.convert("L")
-    pixels = np.array(_square(picture, data.image_size, data.fit))
-    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
-def _opened(stream: BinaryIO, where: str) -> Image.Image:
+def _opened(stream: BinaryIO, where: str, tell: Callable[[str], None]) -> Image.Image:
     """The picture, decoded and upright."""
     try:
         image = Image.open(stream, formats=FORMATS)
@@ -84,6 +116,7 @@ def _opened(stream: BinaryIO, where: str) -> Image.Image:
     if frames > 1:
         remedy = "save the one that is meant as a file of its own"
         raise DataError(f"holds {frames} pictures", where=where, remedy=remedy)
+    tell(image.format or "")
     ImageOps.exif_transpose(image, in_place=True)
     return image
 
@@ -105,13 +138,31 @@ def _windowed(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise ValueError("some of its values are no numbers")
-    if getattr(image, "tag_v2", {}).get(262) == 0:  # TIFF, white is zero: Pillow mends this for 8 bits only
+    if _white_is_zero(image):
         values = -values
+    return Image.fromarray(stretched(values, *percentiles(values)))
+
+
+def _whitened(image: Image.Image) -> Image.Image:
+    """A deep grey whose high values are bright."""
+    values = np.asarray(image, dtype=np.float32)
+    return Image.fromarray(-values if _white_is_zero(image) else values)
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return bool(getattr(image, "tag_v2", {}).get(262) == 0)  # TIFF; Pillow mends this for 8 bits only
+
+
+def percentiles(values: NDArray[Any]) -> tuple[float, float]:
+    """The 0.5th and 99.5th percentile; lowest and highest value, if these two are equal."""
     low, high = np.percentile(values, (0.5, 99.5))
-    if low == high:
-        low, high = values.min(), values.max()
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8))
+    return (float(low), float(high)) if low != high else (float(values.min()), float(values.max()))
+
+
+def stretched(values: NDArray[Any], low: float, high: float) -> Pixels:
+    """Values mapped linearly, ``low`` and less to 0 and ``high`` and more to 255; all 0 if these two are equal."""
+    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values, dtype=np.float64)
+    return np.rint(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def _square(image: Image.Image, side: int, fit: str) -> Image.Image:

@@ -40,6 +40,7 @@ class Row:
         line: the manifest's line, counted from 1, the header included.
         name: the path relative to the manifest's folder as POSIX text: what order and identity rest on, the same on
             every machine. Rows that are made by hand may leave it out; it is then the absolute path.
+        mask: the file of its mask, absolute; None if none is named.
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Row:
     patient: str
     line: int
     name: str = ""
+    mask: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -88,7 +90,7 @@ def scan(
     places = _places(table.header, data.columns)
     if not set(needed) <= places.keys():
         return (), tuple(problems)
-    reader = _Reader(file.parent, data.columns, task, only)
+    reader = _Reader(file.parent, data, task, only)
     fields = [(line, {role: cells[place] for role, place in places.items()}) for line, cells in table.records]
     split_given = any(field.get("split") for _, field in fields)
     for line, field in fields:
@@ -140,7 +142,7 @@ def _header_problems(table: Table, columns: Columns, needed: Sequence[str]) -> I
             return
     if not set(names.values()) & set(header):
         what = f"no header: the first line holds {', '.join(header)[:120]}"
-        yield Problem(1, "", what, f"begin with a line such as {','.join(names.values())}")
+        yield Problem(1, "", what, f"begin with a line such as {','.join(list(names.values())[:5])}")
         return
     for role, name in names.items():
         if header.count(name) > 1:
@@ -176,8 +178,9 @@ def _torn_patients(rows: Sequence[Row]) -> Iterator[Problem]:
 class _Reader:
     """Gathers rows and problems, one record at a time."""
 
-    def __init__(self, folder: Path, columns: Columns, task: Labels, only: str) -> None:
-        self.folder, self.columns, self.task, self.only = folder, columns, task, only
+    def __init__(self, folder: Path, data: Data, task: Labels, only: str) -> None:
+        self.folder, self.columns, self.task, self.only = folder, data.columns, task, only
+        self.folders = data.volume != "refuse"
         self.rows: list[Row] = []
         self.problems: list[Problem] = []
         self._lines: dict[str, int] = {}
@@ -198,9 +201,10 @@ class _Reader:
             given = field["split"]
             what = f"'{given}' is no split" if given else "no split, where other lines have one"
             self._note(line, self.columns.split, what, "train, val or test; or leave the whole column empty")
+        mask = self._mask(line, field.get("mask", ""))
         if len(self.problems) == before:
             patient = field.get("patient") or name
-            self.rows.append(Row(path, site, field["label"], target, split, patient, line, name))
+            self.rows.append(Row(path, site, field["label"], target, split, patient, line, name, mask))
 
     def _note(self, line: int, place: str, what: str, remedy: str) -> None:
         self.problems.append(Problem(line, place, what, remedy))
@@ -224,11 +228,19 @@ class _Reader:
             self._note(line, self.columns.path, "no path", "name the image file")
         elif first != line:
             self._note(line, written, f"the same image as on line {first}", "list every image once")
-        elif not os.path.isfile(path):  # noqa: PTH113 - a stat less than Path.is_file on a hundred thousand lines
+        elif not os.path.isfile(path) and not (self.folders and os.path.isdir(path)):  # noqa: PTH112, PTH113 - fast
             self._note(line, written, *self._absence(path, written))
         return Path(path), name
 
+    def _mask(self, line: int, written: str) -> Path | None:
+        path = Path(os.path.normpath(self.folder / written)) if written else None
+        if path is not None and not path.is_file():
+            self._note(line, written, "there is no such mask", f"paths are relative to {self.folder}")
+        return path
+
     def _absence(self, path: str, written: str) -> tuple[str, str]:
+        if os.path.isdir(path):  # noqa: PTH112
+            return "this is a folder", 'name an image file, or set data.volume = "middle" for a folder of slices'
         if os.path.exists(path):  # noqa: PTH110
             return "this is no file", "name the image file"
         if "\\" in written and os.sep == "/":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from polyclinic.core.config import Method
+from polyclinic.core.facts import Facts
 from polyclinic.models.contracts import Adaptation
 
 
@@ -19,6 +20,13 @@ class Augment(Method):
     ``flip`` mirrors left and right (leave it off where laterality matters); ``shift`` is in shares of the side;
     ``zoom``, ``brightness`` and ``contrast`` are the largest relative changes; ``rotate`` is in degrees.
     """
+
+    facts: ClassVar[Facts] = Facts(
+        families=("data",),
+        paper="usual practice; the maps are torch's affine_grid and grid_sample",
+        exact_private=True,
+        because="each picture is changed by itself",
+    )
 
     method: Literal["augment"] = "augment"
     flip: bool = False

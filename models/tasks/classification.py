@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,6 +66,27 @@ class Classification(Method):
         if self.kind == "multiclass":
             return F.cross_entropy(output, target)
         return F.binary_cross_entropy_with_logits(output, target.to(output.dtype).view_as(output))
+
+    @property
+    def options(self) -> int:
+        """Between how many classes one choice is made: two for a binary task and for each label of several."""
+        return len(self.classes) if self.kind == "multiclass" else 2
+
+    def choices(self, output: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [M, options], index of the right one [M]).
+
+        A single logit z stands for the two logits (0, z): their softmax is its sigmoid. M = N, or N times the labels
+        of a multi-label task, image by image.
+        """
+        if self.kind == "multiclass":
+            return output, target
+        flat = output.reshape(-1)
+        return torch.stack([torch.zeros_like(flat), flat], dim=1), target.reshape(-1)
+
+    def occurrences(self, target: Tensor) -> Tensor:
+        """How often each class is right: [options], for a multi-label task [labels, options]."""
+        counts = F.one_hot(target, self.options).sum(dim=0)
+        return counts.to(torch.float32)
 
     def tally(
         self, output: np.ndarray, target: np.ndarray, patients: Sequence[str], *, bins: int, score_bins: int

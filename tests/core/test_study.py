@@ -72,7 +72,11 @@ def test_another_seed_is_another_study() -> None:
         (BASE + '[task]\nmethod = "classification"\nclasses = ["a"]\n', "task", "two classes"),
         (BASE + '[strategy]\nmethod = "median"\n', "strategy.method", "installed: exact, mean"),
         (BASE + '[server_step]\nmethod = "adam"\n[strategy]\nmethod = "exact"\n', "server_step", "sgd"),
-        ('[study]\nname = "x"\n[[adaptation]]\nmethod = "augment"\n[strategy]\nmethod = "exact"', "strategy", "lora"),
+        (
+            '[study]\nname = "x"\n[[adaptation]]\nmethod = "augment"\n[strategy]\nmethod = "exact"',
+            "strategy",
+            "factors",
+        ),
         ('[study]\nname = "x"\n', "adaptation", "missing"),
         ('[study]\nname = "x"\nadaptation = []\n', "study.adaptation", "unknown key"),
         (BASE + '[[adaptation]]\nmethod = "lora"\n', "adaptation", "twice"),

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyclinic.models.contracts import Adaptation, chain
+from polyclinic.models.contracts import Adaptation, Batch, PeftForm, Start, chain
+from polyclinic.models.tasks.classification import Classification
 
 
 def part(letter: str) -> Adaptation:
@@ -22,7 +23,10 @@ def part(letter: str) -> Adaptation:
         fit_in=fit_in,
         travels=lambda name: letter in name,
         receive=lambda model, extra: frozenset(name for name in extra if letter in name),
-        objective=lambda loss, anchor: lambda m, o, t: 2 * loss(m, o, t) + number * anchor["w"].sum(),
+        chosen=lambda model: frozenset({f"{letter}!"}),
+        constant=lambda name: name == f"{letter}!",
+        peft=(lambda model, tensors: PeftForm({}, {}, frozenset({letter})),),
+        objective=lambda loss, start: lambda m, b: 2 * loss(m, b) + number * start.anchor["w"].sum(),
         batch=lambda pixels, generator: 2 * pixels + number * torch.rand(pixels.shape, generator=generator),
     )
 
@@ -31,21 +35,25 @@ def effect(adaptation: Adaptation) -> tuple[object, ...]:
     """Everything that an adaptation does, observed."""
     model, generator = nn.Module(), torch.Generator().manual_seed(0)
     adaptation.fit_in(model, generator)
-    loss = adaptation.objective(lambda m, o, t: (o - t).sum(), {"w": torch.ones(1)})
+    start = Start({"w": torch.ones(1)}, lambda pixels: pixels, Classification(), torch.zeros(1))
+    loss = adaptation.objective(lambda m, b: (b.output - b.target).sum(), start)
     extra = {"a.x": torch.ones(1), "b.x": torch.ones(1), "z.x": torch.ones(1)}
     return (
         sorted(adaptation.families),
         {name: float(drawn) for name, drawn in model.named_buffers()},
         [adaptation.travels(name) for name in ("a", "b", "c", "z")],
         sorted(adaptation.receive(model, extra)),
-        float(loss(model, torch.tensor([3.0]), torch.tensor([1.0]))),
+        float(loss(model, Batch(torch.ones(1), torch.tensor([3.0]), torch.tensor([1.0])))),
         adaptation.batch(torch.ones(2), generator).tolist(),
+        [sorted(describe(model, {}).covers) for describe in adaptation.peft],
+        sorted(adaptation.chosen(model)),
+        [adaptation.constant(name) for name in ("a!", "b!", "c!", "a")],
     )
 
 
 def test_the_empty_chain_is_the_identity() -> None:
     empty = chain()
-    assert effect(empty) == ([], {}, [False] * 4, [], 2.0, [1.0, 1.0])
+    assert effect(empty) == ([], {}, [False] * 4, [], 2.0, [1.0, 1.0], [], [], [False] * 4)
     a = part("a")
     assert effect(chain(a)) == effect(a) == effect(chain(empty, a)) == effect(chain(a, empty))
 
@@ -59,7 +67,7 @@ def test_grouping_changes_nothing_and_order_does() -> None:
     assert flat[4] == 2 * (2 * (2 * 2.0 + ord("a")) + ord("b")) + ord("c")  # the first is the innermost
     swapped = effect(chain(b, a, c))
     assert swapped[0] == flat[0]
-    assert all(one != other for one, other in zip((flat[1], *flat[4:]), (swapped[1], *swapped[4:]), strict=True))
+    assert all(one != other for one, other in zip((flat[1], *flat[4:7]), (swapped[1], *swapped[4:7]), strict=True))
 
 
 def test_batches_go_through_the_parts_in_order() -> None:

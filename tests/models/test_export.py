@@ -18,7 +18,7 @@ from polyclinic.core.runs import Run
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, Update
 from polyclinic.models import export
-from polyclinic.models.adaptations.parameter import RESIDUAL, lora_layers
+from polyclinic.models.adaptations.parameter import RESIDUAL, factorise, lora_layers
 from polyclinic.models.backbones import quiet
 from polyclinic.models.network import build, plain
 from polyclinic.simulations.export import export as export_run
@@ -143,10 +143,10 @@ def test_the_readme_taken_literally_gives_the_same_logits(
 def test_factors_are_split_without_loss_and_as_thin_as_can_be() -> None:
     rng = np.random.default_rng(0)
     product = rng.normal(size=(20, 5)) @ rng.normal(size=(5, 30))
-    b, a = export.factorise(product)
+    b, a = factorise(product)
     assert (b.shape, a.shape, b.dtype) == ((20, 5), (5, 30), np.float32)
     np.testing.assert_allclose(b.astype(np.float64) @ a, product, atol=1e-5)
-    b, a = export.factorise(np.zeros((4, 6)))
+    b, a = factorise(np.zeros((4, 6)))
     assert (b.shape, a.shape) == ((4, 1), (1, 6))
     assert not (b @ a).any()
 

@@ -8,9 +8,15 @@ import torch
 
 from polyclinic.core.study import Study
 from polyclinic.models.adaptations.objective import FedProx
+from polyclinic.models.contracts import Anchor, Batch, Start
 from polyclinic.models.network import build
+from polyclinic.models.tasks.classification import Classification
 
 MU = 0.3
+
+
+def start(anchor: Anchor) -> Start:
+    return Start(anchor, lambda pixels: pixels, Classification(), torch.zeros(1))
 
 
 def test_value_and_gradient_are_those_of_the_equation(tiny_study: Study) -> None:
@@ -23,18 +29,18 @@ def test_value_and_gradient_are_those_of_the_equation(tiny_study: Study) -> None
     pixels = torch.rand((4, 1, 32, 32), generator=generator)
     targets = torch.tensor([0, 1, 0, 1])
 
-    def plain(model: torch.nn.Module, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return tiny_study.task.loss(output, target)  # type: ignore[attr-defined,no-any-return]
+    def plain(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        return tiny_study.task.loss(batch.output, batch.target)  # type: ignore[attr-defined,no-any-return]
 
     def value_and_gradient(objective: object) -> tuple[float, dict[str, np.ndarray]]:
         adapted.network.zero_grad(set_to_none=True)
-        loss = objective(adapted.network, adapted.network(pixels), targets)  # type: ignore[operator]
+        loss = objective(adapted.network, Batch(pixels, adapted.network(pixels), targets))  # type: ignore[operator]
         loss.backward()
         named = dict(adapted.network.named_parameters())
         return loss.item(), {name: named[name].grad.double().numpy() for name in adapted.travelling}  # type: ignore[union-attr]
 
     loss, gradient = value_and_gradient(plain)
-    held, held_gradient = value_and_gradient(FedProx(mu=MU).build().objective(plain, anchor))
+    held, held_gradient = value_and_gradient(FedProx(mu=MU).build().objective(plain, start(anchor)))
     distance = {
         name: array.astype(np.float64) - anchor[name].double().numpy() for name, array in adapted.read().items()
     }
@@ -48,8 +54,8 @@ def test_value_and_gradient_are_those_of_the_equation(tiny_study: Study) -> None
 def test_at_the_anchor_it_changes_nothing(tiny_study: Study) -> None:
     adapted = build(tiny_study)
     anchor = adapted.write(adapted.read())
-    objective = FedProx(mu=MU).build().objective(lambda model, output, target: output.sum(), anchor)
-    assert objective(adapted.network, torch.ones(2), torch.ones(2)).item() == 2.0
+    objective = FedProx(mu=MU).build().objective(lambda model, batch: batch.output.sum(), start(anchor))
+    assert objective(adapted.network, Batch(torch.ones(2), torch.ones(2), torch.ones(2))).item() == 2.0
 
 
 def test_it_belongs_to_the_objectives_and_says_so() -> None:

@@ -128,7 +128,7 @@ def test_a_backbone_without_such_layers_is_refused(study: Study) -> None:
         layer.mlp = torch.nn.Identity()
     with pytest.raises(StudyError, match=r"adaptation\.targets: .*no mlp layer.*choose other targets"):
         Lora(targets="mlp").build().fit_in(network, torch.Generator())
-    assert Lora(targets="attention").pattern(network)
+    assert Lora(targets="attention").layers(network)
 
 
 def residuals(adapted: Adapted, scale: float = 0.05) -> dict[str, np.ndarray]:

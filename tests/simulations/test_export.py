@@ -18,13 +18,17 @@ from polyclinic.simulations.simulate import Options, simulate
 from tests.conftest import study_text
 
 POOLINGS = ("cls", "mean", "cls+mean")
+BITFIT = "cls+mean, bitfit"
 
 
-@pytest.fixture(scope="module", params=POOLINGS)
+@pytest.fixture(scope="module", params=(*POOLINGS, BITFIT))
 def run(
     request: pytest.FixtureRequest, tiny_vit: Path, tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    text = study_text(tiny_vit).replace("[[adaptation]]", f'pooling = "{request.param}"\n[[adaptation]]', 1)
+    pooling, _, own = request.param.partition(", ")
+    text = study_text(tiny_vit).replace("[[adaptation]]", f'pooling = "{pooling}"\n[[adaptation]]', 1)
+    if own:
+        text = text.replace('method = "lora"\nrank = 2\nalpha = 4\n', f'method = "{own}"\n')
     text = text.replace("count = 2", "count = 1")
     return simulate(studies.loads(text), tiny_manifest, tmp_path_factory.mktemp("export") / "run", Options())
 

@@ -1,0 +1,32 @@
+"""Pictures for training: PNG and the like at once, everything else through the process that may die of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from polyclinic.client.data.decoder import Decoder
+from polyclinic.client.data.images import FORMATS, Pixels, read_image
+from polyclinic.client.data.readers.sniff import head, sniff
+from polyclinic.core.errors import DataError
+from polyclinic.core.study import Data
+
+
+@contextmanager
+def pictures(data: Data) -> Iterator[Callable[[Path], Pixels]]:
+    """A function from a path to uint8 [C, S, S], 1 channel for a grey picture and 3 for one in colour.
+
+    It raises a DataError for what cannot be read; what a file is, is told by what it holds. The worker process is
+    started with the first file that needs it, and ends with the block.
+    """
+    with Decoder() as decoder:
+        yield lambda path: read_image(path, data, None) if _plain(path) else decoder.picture(path, data)
+
+
+def _plain(path: Path) -> bool:
+    """Whether Pillow reads it, or has to say why not."""
+    try:
+        return not path.is_dir() and sniff(head(path), str(path)) in FORMATS
+    except (DataError, OSError):
+        return True

@@ -1,0 +1,64 @@
+"""What a method says of itself, and which methods go together in one chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polyclinic.core.errors import StudyError
+
+if TYPE_CHECKING:
+    from polyclinic.core.config import Method
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What ``polyclinic methods`` prints, and what decides where a method may be used.
+
+    Attributes:
+        families: which of parameter, representation, objective, data, architecture it belongs to.
+        paper: whose idea it is.
+        exact_private: whether each patient's gradient exists on its own and can be had exactly, so that clipping it
+            bounds what a patient can change.
+        because: why it is or is not, in a few words.
+        travels: what leaves a site because of it.
+        personal: what it keeps at a site from round to round, so that sites' models differ.
+        backbones: what a backbone must have for it.
+    """
+
+    families: tuple[str, ...]
+    paper: str
+    exact_private: bool
+    because: str
+    travels: str = "nothing"
+    personal: str = "nothing"
+    backbones: str = "any"
+
+
+ELSEWHERE = "polyclinic methods --family parameter lists what does"
+"""Where to look for methods that adapt."""
+
+
+def demand_chain(chain: Sequence[Method]) -> None:
+    """Nothing, if the methods go together.
+
+    Raises:
+        StudyError: one stands twice, two change the same weights, or none says what trains.
+    """
+    names = [method.method for method in chain]
+    for name in sorted(set(names)):
+        if names.count(name) > 1:
+            raise StudyError(f"'{name}' stands twice in the chain", where="adaptation", remedy="keep one")
+    if not any(method.adapts for method in chain):
+        raise StudyError(
+            "nothing in the chain makes an adapter", where="adaptation", remedy=f"add an [[adaptation]]: {ELSEWHERE}"
+        )
+    for i, method in enumerate(chain):
+        for other in chain[:i]:
+            if both := sorted(method.changes & other.changes):
+                raise StudyError(
+                    f"'{other.method}' and '{method.method}' both change the backbone's {both[0]}",
+                    where="adaptation",
+                    remedy="keep one of them",
+                )
