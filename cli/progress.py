@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from polyclinic.core.statistics.metrics import kind_of
 from polyclinic.core.study import Study
 from polyclinic.server.rounds import Event, Observer
 
@@ -122,9 +123,11 @@ def sentence(study: Study, event: Event) -> str:
     record = event.record or {}
     incoming, worst = record["pooled"]["incoming"], record["worst_site"]
     parts = list[str]()
-    for metric in ("auroc", "nll"):
-        if incoming and not parts and incoming[metric]["value"] is not None:
-            parts.append(f"began from {metric.upper()} {incoming[metric]['value']:.3f} pooled")
+    kind = kind_of(incoming or ())
+    named = {} if kind is None else {metric.key: metric.inline for metric in kind.metrics}
+    for key in () if kind is None else kind.leading:
+        if not parts and incoming[key]["value"] is not None:
+            parts.append(f"began from {named[key]} {incoming[key]['value']:.3f} pooled")
     if worst:
         parts.append(f"{worst['value']:.3f} at worst ({worst['site']})")
     said = f"{', '.join(parts)}; " if parts else ""

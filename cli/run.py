@@ -82,8 +82,11 @@ def _table(result: dict[str, Any]) -> None:
     from rich.table import Table
 
     from polyclinic.cli.result import figure
+    from polyclinic.core.statistics.metrics import JUDGED, kind_of
 
-    names = {"auroc": "AUROC", "accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
+    judged = [row["metrics"] for row in (*result["sites"].values(), result["pooled"]) if row["metrics"]]
+    kind = kind_of(judged[0] if judged else ()) or JUDGED["outcome"]
+    names = {metric.key: metric.name for metric in kind.metrics}
     images = {"all": "all images"}.get(result["split"], f"{result['split']} images")
     table = Table("site", "images", "patients", *names.values(), title=f"On {images}, with 95 % intervals")
     notes: list[str] = []

@@ -19,6 +19,7 @@ from polyclinic.client.app import opened
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest
 from polyclinic.client.home import Home
+from polyclinic.client.keep import Keep
 from polyclinic.client.offer import Offer, read_offer
 from polyclinic.client.record import Recorder, hold
 from polyclinic.client.replies import Question, Replies
@@ -128,7 +129,8 @@ class Agent:
             bench = Workbench(offer.study)
             settings, data, seed = self._home.settings, offer.study.data, offer.study.study.seed
             rows = read_manifest(self._home.manifest, data, bench.task, seed, only=self._name)
-            site = Site(self._name, SiteData(self._name, rows, data), settings.policy.policy(study))
+            held, own = SiteData(self._name, rows, data, bench.task), Keep(self._home.own / study)
+            site = Site(self._name, held, settings.policy.policy(study), own)
             self._loaded = offer, bench, site
         return self._loaded
 

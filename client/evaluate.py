@@ -28,13 +28,22 @@ def predict(model: nn.Module, images: Images, study: Study, device: torch.device
 
 
 def outcome(model: nn.Module, task: Task, images: Images, study: Study, device: torch.device) -> Statistic:
-    """How the model did on ``images``."""
-    output = predict(model, images, study, device)
+    """How the model did on ``images``; of each batch only what matters for it is kept."""
+    found: dict[str, list[np.ndarray]] = {}
+    with torch.inference_mode(), autocast(study.training, device):
+        for places in np.array_split(np.arange(len(images)), range(BATCH, len(images), BATCH)):
+            pixels = scaled(torch.from_numpy(images.pixels[places]), device)
+            output = task.infer(model, pixels).float().cpu().numpy()
+            for name, rows in task.examine(output, images.targets[places]).items():
+                found.setdefault(name, []).append(rows)
+    findings = {name: np.concatenate(rows) for name, rows in found.items()}
     monitoring = study.monitoring
-    return task.tally(output, images.targets, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
+    return task.tally(findings, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
 
 
-def describe(backbone: nn.Module, images: Images, study: Study, device: torch.device) -> dict[Kind, Statistic]:
+def describe(
+    backbone: nn.Module, task: Task, images: Images, study: Study, device: torch.device
+) -> dict[Kind, Statistic]:
     """How ``images`` are spread: features of the frozen ``backbone`` (one picture a patient), intensities, labels."""
     first = np.unique(np.asarray(images.patients), return_index=True)[1]
     one_each = Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))
@@ -47,5 +56,5 @@ def describe(backbone: nn.Module, images: Images, study: Study, device: torch.de
         "features": shift.FeatureMoments.of(projected),
         "kernel": shift.KernelMeans.of(projected, monitoring.kernel_features, shift.SHIFT_SEED),
         "intensities": shift.Intensities.of(images.pixels, images.patients),
-        "labels": shift.Labels.of(images.targets, images.patients, study.task.classes),  # type: ignore[attr-defined]
+        "labels": shift.Labels.of(task.presence(images.targets), images.patients, task.classes),
     }

@@ -3,66 +3,145 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyclinic.client.data.dataset import Images
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study, Training
-from polyclinic.models.contracts import Anchor, Batch, Start, Task
+from polyclinic.models.contracts import Anchor, Batch, Memory, Objective, Pool, Start, Task, Trained, Views
 from polyclinic.models.network import Adapted
 
 
 def fit(
-    adapted: Adapted, task: Task, images: Images, study: Study, site: str, round_number: int, anchor: Anchor
-) -> None:
-    """Trains what travels, in place, from the state that ``anchor`` describes.
+    adapted: Adapted,
+    task: Task,
+    images: Images,
+    study: Study,
+    site: str,
+    round_number: int,
+    anchor: Anchor,
+    memory: Memory | None = None,
+    frozen: Callable[[], nn.Module] | None = None,
+) -> Memory:
+    """Trains what travels and what is personal, in place, from the state that ``anchor`` describes.
 
     Every random choice follows from (study seed, site, round), so that any engine gives the same bits.
+
+    Args:
+        memory: what this function returned when the site last trained in this run.
+        frozen: gives the backbone as it was pretrained.
+
+    Returns:
+        What the site is to keep for its next round.
 
     Raises:
         UpdateError: the weights are no longer finite.
     """
-    training = study.training
-    generator = torch.Generator().manual_seed(derive(study.study.seed, "fit", site, round_number))
-    objective = adapted.chain.objective(
-        lambda model, batch: task.loss(batch.output, batch.target), start(adapted, task, images, training, anchor)
-    )
-    optimiser = make_optimiser(adapted, training, learning_rate(training, round_number, study.rounds.count))
-    pixels, targets = torch.from_numpy(images.pixels), torch.from_numpy(images.targets)
-    for chosen in batches(len(pixels), training, generator):
-        seen = adapted.chain.batch(scaled(pixels[chosen], adapted.device), generator)
-        with autocast(training, adapted.device):
-            output = adapted.network(seen)
-        loss = objective(adapted.network, Batch(seen, output.float(), targets[chosen].to(adapted.device)))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        if training.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(adapted.parameters(), training.clip_norm)
-        optimiser.step()
+    training, chain = study.training, adapted.chain
+
+    def drawn(what: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive(study.study.seed, what, site, round_number))
+
+    begun = start(adapted, task, images, training, anchor, memory or {}, frozen, drawn("objective"), round_number)
+    if chain.select is not None:
+        begun = replace(begun, labelled=chain.select(begun, drawn("select")))
+    weights = None if chain.weigh is None else chain.weigh(begun)
+    objective = chain.objective(lambda model, batch: task.loss(batch.output, batch.target), begun)
+    rate, steps = learning_rate(training, round_number, study.rounds.count), 0
+    optimiser, generator = make_optimiser(adapted, training, rate), drawn("fit")
+    with adapted.training():
+        for places in batches(len(begun.labelled), training, generator, weights):
+            chosen = begun.labelled[places]
+            step(adapted, objective, optimiser, begun, chosen, training, generator)
+            steps += 1
     if not all(torch.isfinite(weight).all() for weight in adapted.parameters()):
         raise UpdateError("training diverged", where=site, remedy="lower training.learning_rate")
+    return chain.settle(adapted.network, begun, Trained(rate, steps))
 
 
-def start(adapted: Adapted, task: Task, images: Images, training: Training, anchor: Anchor) -> Start:
+def step(
+    adapted: Adapted,
+    objective: Objective,
+    optimiser: torch.optim.Optimizer,
+    begun: Start,
+    chosen: Tensor,
+    training: Training,
+    generator: torch.Generator,
+) -> None:
+    """One step on the images at ``chosen``."""
+    given = Views(scaled(begun.pool.pixels[chosen], adapted.device), begun.pool.targets[chosen].to(adapted.device))
+    views = adapted.chain.batch(adapted.network, begun.task, given, generator)
+    with autocast(training, adapted.device):
+        encoded = adapted.network.encode(views.pixels)
+        output = adapted.network.decide(encoded)
+    loss = objective(adapted.network, Batch(views.pixels, encoded.pooled.float(), output.float(), views.target))
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    if training.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_(adapted.parameters(), training.clip_norm)
+    optimiser.step()
+
+
+def start(
+    adapted: Adapted,
+    task: Task,
+    images: Images,
+    training: Training,
+    anchor: Anchor,
+    memory: Memory,
+    frozen: Callable[[], nn.Module] | None,
+    generator: torch.Generator,
+    round_number: int = 1,
+) -> Start:
     """What an objective may know when a round begins; the global model shares the frozen weights of ``adapted``."""
 
-    def forward(pixels: Tensor) -> Tensor:
+    def of_anchor(pixels: Tensor, *, features: bool) -> Tensor:
         with torch.no_grad(), autocast(training, adapted.device):
-            output: Tensor = torch.func.functional_call(adapted.network, dict(anchor), (pixels,))
+            given = {"features": features}
+            output: Tensor = torch.func.functional_call(adapted.network, dict(anchor), (pixels,), given)
         return output.float()
 
-    return Start(anchor, forward, task, torch.from_numpy(images.targets).to(adapted.device))
+    def of_frozen(pixels: Tensor) -> Tensor:
+        assert frozen is not None, "no backbone as it was pretrained was given"
+        with torch.no_grad(), autocast(training, adapted.device):
+            output: Tensor = frozen()(pixels)
+        return output.float()
+
+    pool = Pool(torch.from_numpy(images.pixels), torch.from_numpy(images.targets), images.patients)
+    return Start(
+        anchor,
+        partial(of_anchor, features=False),
+        partial(of_anchor, features=True),
+        of_frozen,
+        task,
+        pool,
+        torch.arange(len(pool.pixels)),
+        memory,
+        generator,
+        round_number,
+    )
 
 
-def batches(count: int, training: Training, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of each batch of a round: shuffled epochs, the last batch of each as small as it is."""
+def batches(
+    count: int, training: Training, generator: torch.Generator, weights: Tensor | None = None
+) -> Iterator[Tensor]:
+    """Indices of each batch of a round: shuffled epochs, the last batch of each as small as it is.
+
+    With ``weights`` [count] an epoch is as many draws, with replacement, in proportion to them.
+    """
     left = training.steps
     for _ in range(training.epochs or 1) if left is None else iter(int, 1):
-        for chosen in torch.randperm(count, generator=generator).split(training.batch_size):
+        if weights is None:
+            order = torch.randperm(count, generator=generator)
+        else:
+            order = torch.multinomial(weights, count, replacement=True, generator=generator)
+        for chosen in order.split(training.batch_size):
             if left == 0:
                 return
             left = None if left is None else left - 1
@@ -92,7 +171,7 @@ def make_optimiser(adapted: Adapted, training: Training, rate: float) -> torch.o
 
 
 def scaled(pixels: Tensor, device: torch.device) -> Tensor:
-    """uint8 [N, C, S, S] → float32 in [0, 1] on the device."""
+    """uint8 [N, C, (D,) S, S] → float32 in [0, 1] on the device."""
     return pixels.to(device).float().div_(255.0)
 
 

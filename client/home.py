@@ -181,6 +181,11 @@ class Home:
         return self.folder / "replies"
 
     @property
+    def own(self) -> Path:
+        """Folder of what this site's model keeps for itself, by study, run and round."""
+        return self.folder / "own"
+
+    @property
     def logs(self) -> Path:
         """Folder of the processes' logs."""
         return self.folder / "logs"
@@ -260,9 +265,9 @@ class Home:
     def exposed(self) -> Iterator[tuple[Path, str]]:
         """(path, remedy) of everything that others may read or change and must not."""
         secrets = [self.signing_key, self.network / "tls.key", self.network / "node.key"]
-        for path, forbidden in [(self.private, 0o077), (self.replies, 0o077), *((path, 0o077) for path in secrets)]:
-            if (mode := _mode(path)) is not None and mode & forbidden:
-                yield path, f"chmod {mode & ~forbidden & 0o777:o} {path}"
+        for path in (self.private, self.replies, self.own, *secrets):
+            if (mode := _mode(path)) is not None and mode & 0o077:
+                yield path, f"chmod {mode & 0o700:o} {path}"
         for path in (self.folder, self.config, self.book, self.shared):
             if (mode := _mode(path)) is not None and mode & 0o022:
                 yield path, f"chmod go-w {path}"
@@ -281,7 +286,7 @@ class Home:
 
     def _folders(self) -> list[tuple[Path, int]]:
         writable = [(self.studies, 0o770), (self.inbox.parent, 0o770)]
-        secret = [(self.private, 0o700), (self.network, 0o700), (self.replies, 0o700)]
+        secret = [(self.private, 0o700), (self.network, 0o700), (self.replies, 0o700), (self.own, 0o700)]
         return [(self.folder, 0o755), (self.shared, 0o750), *writable, *secret, (self.book, 0o750), (self.logs, 0o750)]
 
 

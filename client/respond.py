@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.evaluate import describe, outcome
 from polyclinic.client.fit import fit
+from polyclinic.client.keep import Keep, Kept
 from polyclinic.client.policy import Kind, Policy
 from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
@@ -21,14 +22,18 @@ from polyclinic.core.update import Update, digest
 from polyclinic.models import network
 from polyclinic.models.network import Adapted, build
 
+PERSONAL, MEMORY = "personal/", "memory/"
+"""What a site keeps: tensors of its own model, and what its methods remember."""
+
 
 @dataclass(frozen=True)
 class Site:
-    """A site: its name, its images and its rules."""
+    """A site: its name, its images, its rules, and what it keeps for itself."""
 
     name: str
     data: SiteData
     policy: Policy
+    keep: Keep = field(default_factory=Keep)
 
 
 class Workbench:
@@ -53,7 +58,9 @@ class Workbench:
         """How a site's training images are spread, by kind; worked out once."""
         if site.data not in self._described:
             images = site.data.images("train")
-            self._described[site.data] = describe(self.frozen(), images, self.study, self.device) if images else {}
+            self._described[site.data] = (
+                describe(self.frozen(), self.task, images, self.study, self.device) if images else {}
+            )
         return self._described[site.data]
 
     def rest(self) -> None:
@@ -74,7 +81,8 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     site.policy.demand(instruction, study.digest)
     if digest(instruction.tensors) != instruction.base:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
-    anchor = bench.adapted.write(instruction.tensors)
+    kept = site.keep.before(instruction.run, instruction.round) or {}
+    anchor = bench.adapted.write(instruction.tensors, _part(kept, PERSONAL) or None)
     statistics = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
     if instruction.describe and set(site.policy.tell) - {"outcome"}:
         for kind, statistic in bench.described(site).items():
@@ -84,7 +92,11 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         images = site.data.images("train")
         if len(images.pixels) == 0:
             raise DataError("has no training images", where=site.name, remedy="leave it out, or give it some")
-        fit(bench.adapted, bench.task, images, study, site.name, instruction.round, anchor)
+        at = (site.name, instruction.round)
+        memory = fit(bench.adapted, bench.task, images, study, *at, anchor, _part(kept, MEMORY), bench.frozen)
+        own = {f"{PERSONAL}{name}": tensor for name, tensor in bench.adapted.read_personal().items()}
+        own |= {f"{MEMORY}{name}": tensor for name, tensor in memory.items()}
+        site.keep.after(instruction.run, instruction.round, own)
         statistics["fitted/val"] = judge(bench, site, "val")
         update = Update(site.name, weight(study, site), bench.adapted.read())
     if not instruction.describe:
@@ -101,6 +113,10 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         sizes=site.data.sizes(),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _part(kept: Kept, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in kept.items() if name.startswith(prefix)}
 
 
 def sayable(refusal: PolyclinicError, site: str) -> str:

@@ -85,7 +85,10 @@ class Data(Config):
 
     For DICOM, NIfTI and their kin, ``intensity`` says how values become 8 bits: by the file's own "window" (by
     percentiles where it has none), always by "percentiles" (the 0.5th to black, the 99.5th to white), or by a fixed
-    range. ``volume`` says what becomes of several slices or frames: "refuse", or take the "middle" one.
+    range. ``volume`` says what becomes of several slices or frames: "refuse", take the "middle" one, or keep the "whole",
+    brought to ``depth`` slices.
+
+    ``boxes`` is the file, seen from the manifest's folder, that lists the boxes of a detection task.
     """
 
     columns: Columns = Columns()
@@ -93,9 +96,17 @@ class Data(Config):
     fit: Literal["pad", "squash", "crop"] = "pad"
     colour: Literal["rgb", "grey"] = "rgb"
     intensity: Literal["window", "percentiles"] | Range = "window"
-    volume: Literal["refuse", "middle"] = "refuse"
+    volume: Literal["refuse", "middle", "whole"] = "refuse"
+    depth: int | None = Field(default=None, ge=4, le=1024)
+    boxes: str | None = None
     normalisation: Literal["backbone"] | Normalisation = "backbone"
     split: Split = Split()
+
+    @model_validator(mode="after")
+    def _deep(self) -> Self:
+        if (self.depth is not None) != (self.volume == "whole"):
+            raise ValueError('volume = "whole" needs a depth, and nothing else has one')
+        return self
 
 
 class Backbone(Config):

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from polyclinic.core import registry
 from polyclinic.core.errors import BackboneError, PluginError, PolyclinicError
 from polyclinic.core.study import Backbone, Study
+from polyclinic.models.contracts import Level
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FAMILIES = {"vit": "ViT", "dinov2": "Dinov2", "dinov2_with_registers": "Dinov2WithRegisters"}
@@ -28,25 +29,72 @@ NEEDED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """A transformer as it was loaded.
+class Seen:
+    """What an encoder makes of a batch.
 
     Attributes:
-        module: takes ``pixel_values`` [N, channels, S, S], gives ``last_hidden_state`` [N, tokens, width].
-        width: of a token.
-        leading: tokens before those of patches (the class token, registers).
+        mean: [N, width] over all places.
+        cls: [N, width], the class token; None for an encoder without one.
+        maps: [N, channels, (D,) H, W] of every level, the finest first; none unless they were asked for.
+    """
+
+    mean: Tensor
+    cls: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen network as it was loaded.
+
+    Attributes:
+        module: the network itself, by its makers' own names.
+        see: (module, normalised pixels [N, channels, (D,) S, S], whether maps are wanted) → what it sees.
+        width: of what it sees.
+        levels: of its maps, the finest first; empty for one that has none.
         channels: that it takes.
         mean, std: per channel, of pixels in [0, 1].
         sha256: of the weights file.
+        has_cls: whether there is a class token.
+        leading: tokens before those of patches (the class token, registers), for those that export them.
     """
 
     module: nn.Module
+    see: Callable[[nn.Module, Tensor, bool], Seen]
     width: int
-    leading: int
+    levels: tuple[Level, ...]
     channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    has_cls: bool = True
+    leading: int = 0
+
+
+LEVELS = 4
+"""Depths of a plain transformer at which a decoder looks in."""
+
+
+def tokens(leading: int, patch: int) -> Callable[[nn.Module, Tensor, bool], Seen]:
+    """How transformers' plain vision transformers are seen; what is appended after the patches' tokens is not.
+
+    Maps are the patches' tokens at four depths, evenly spaced, the last one after the final normalisation.
+    """
+
+    def see(module: nn.Module, pixels: Tensor, maps: bool) -> Seen:
+        height, width = pixels.shape[-2] // patch, pixels.shape[-1] // patch
+        found = module(pixel_values=pixels, output_hidden_states=maps)
+        last = found.last_hidden_state
+        places = last[:, leading : leading + height * width]
+        if not maps:
+            return Seen(places.mean(dim=1), last[:, 0] if leading else None)
+        depth = len(found.hidden_states) - 1
+        chosen = [*(found.hidden_states[round(depth * (i + 1) / LEVELS)] for i in range(LEVELS - 1)), last]
+        grids = (one[:, leading : leading + height * width].transpose(1, 2) for one in chosen)
+        maps_ = tuple(grid.reshape(len(pixels), -1, height, width) for grid in grids)
+        return Seen(places.mean(dim=1), last[:, 0] if leading else None, maps_)
+
+    return see
 
 
 Loader = Callable[[str, int, str | None], Encoder]
@@ -175,9 +223,11 @@ def _assemble(settings: Mapping[str, Any], body: bytes, image_size: int, sha256:
     except Exception as failure:  # transformers raises whatever it likes on a configuration that does not fit
         problem = f"weights and configuration do not fit: {failure}"
         raise BackboneError(problem, where=where, remedy="get both from the same place, whole") from failure
-    leading = 1 + int(getattr(module.config, "num_register_tokens", 0))
+    leading, width = 1 + int(getattr(module.config, "num_register_tokens", 0)), module.config.hidden_size
     module.requires_grad_(False)
-    return Encoder(module.eval(), module.config.hidden_size, leading, module.config.num_channels, mean, std, sha256)
+    levels = (Level(width, patch),) * LEVELS
+    channels = module.config.num_channels
+    return Encoder(module.eval(), tokens(leading, patch), width, levels, channels, mean, std, sha256, leading=leading)
 
 
 def _normalisation(settings: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,17 +17,64 @@ Anchor = Mapping[str, Tensor]
 """The global tensors that a round started from, by parameter name; detached, on the model's device."""
 
 
+Needs = Literal["label", "mask", "boxes"]
+"""What a manifest must give for every image of a task."""
+
+Findings = Mapping[str, np.ndarray]
+"""What of a model's outputs matters for its outcome: arrays of one row an image, however large the outputs were."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a backbone gives for a batch.
+
+    Attributes:
+        pooled: [N, width].
+        maps: where a task asks for them, [N, channels, (D,) H, W] of every level, the finest first; else none.
+    """
+
+    pooled: Tensor
+    maps: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of a backbone's maps: its channels, and how many pixels of the picture one place stands for."""
+
+    channels: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a head must fit.
+
+    Attributes:
+        width: of the pooled features.
+        levels: of the maps, the finest first; empty for a backbone that has none.
+        side: of the square that the model sees, in pixels.
+        depth: slices of a volume; None for flat pictures.
+    """
+
+    width: int
+    levels: tuple[Level, ...]
+    side: int
+    depth: int | None = None
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a site's model has just seen.
 
     Attributes:
-        pixels: [N, C, H, W] in [0, 1], as they went into the model.
+        pixels: [N, C, (D,) H, W] in [0, 1], as they went into the model.
+        features: the pooled features behind the output, float32 [N, width].
         output: what it gave for them, float32 [N, …].
         target: what it should have given, [N, …].
     """
 
     pixels: Tensor
+    features: Tensor
     output: Tensor
     target: Tensor
 
@@ -37,26 +84,57 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 
 
 class Task(Protocol):
-    """What is predicted, how it is trained and how it is judged. Its configuration class is the plugin."""
+    """What is predicted, how it is trained and how it is judged. Its configuration class is the plugin.
+
+    A target is an array of one shape for all images of a study, so that a batch of them is a tensor.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """What a manifest must give for every image."""
+
+    @property
+    def dense(self) -> bool:
+        """Whether the head takes the backbone's maps, and not its pooled features."""
 
     @property
     def classes(self) -> Sequence[str]:
         """What is told apart, in the order of indices."""
 
     @property
-    def outputs(self) -> int:
-        """Numbers that the head gives for one image."""
+    def exclusive(self) -> bool:
+        """Whether an image has exactly one class."""
+
+    def head(self, shape: Shape, generator: torch.Generator) -> nn.Module:
+        """A head as training begins, drawn from the generator alone: pooled [N, width] or maps → outputs [N, …].
+
+        Raises:
+            StudyError: no head fits such a backbone.
+        """
 
     def target(self, label: str) -> int | tuple[int, ...]:
         """The target that a manifest's label stands for; ValueError with the known labels if it is none."""
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of outputs [N, outputs] against targets [N] or [N, outputs]."""
+        """Mean loss of outputs [N, …] against targets [N, …]."""
 
-    def tally(
-        self, output: np.ndarray, target: np.ndarray, patients: Sequence[str], *, bins: int, score_bins: int
-    ) -> Statistic:
-        """Mergeable outcome of outputs [N, outputs] against targets [N] or [N, outputs]."""
+    def moved(self, target: Tensor, inverse: Tensor) -> Tensor:
+        """Targets of pictures that were moved: ``inverse`` [N, 2, 3] maps places after the move to those before it.
+
+        Both in [-1, 1] over the picture, as ``torch.nn.functional.affine_grid`` has it.
+        """
+
+    def presence(self, target: np.ndarray) -> np.ndarray:
+        """Which classes targets [N, …] hold: indices [N] if ``exclusive``, else 0 or 1 [N, classes]."""
+
+    def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
+        """Outputs [N, …] for whole pictures [N, C, (D,) S, S]; a task may slide a window over them."""
+
+    def examine(self, output: np.ndarray, target: np.ndarray) -> Findings:
+        """What of outputs [N, …] against targets [N, …] matters for the outcome, a row an image."""
+
+    def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Statistic:
+        """Mergeable outcome of all images of a split together."""
 
     def blank(self, *, bins: int, score_bins: int) -> Statistic:
         """The outcome of no image: what every outcome of this task must be able to merge with."""
@@ -72,6 +150,9 @@ class Choosing(Protocol):
         The mean cross-entropy over the M choices is the task's loss.
         """
 
+    def lowered(self, output: Tensor, by: Tensor) -> Tensor:
+        """Outputs with the logit of each option lowered by ``by``, in the form of ``occurrences``."""
+
     def occurrences(self, target: Tensor) -> Tensor:
         """How often each class is right among targets; [C], or [K, C] where K choices an image are made in turn."""
 
@@ -80,21 +161,78 @@ class Choosing(Protocol):
         """C."""
 
 
+Memory = Mapping[str, Tensor]
+"""What a site keeps from round to round and never sends, by names that begin with the method's."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A site's training images, all of them.
+
+    Attributes:
+        pixels: uint8 [N, C, (D,) S, S], on the CPU.
+        targets: [N, …], on the CPU.
+        patients: whose image each is.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    patients: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Start:
     """What a site's training begins with in one round. Nothing of it leaves the site.
 
     Attributes:
+        round: 1, 2, …
         anchor: the global tensors.
         forward: pixels → outputs of the global model, without a gradient.
+        features: pixels → its pooled features, likewise.
+        frozen: pixels → pooled features of the backbone as it was pretrained, likewise.
         task: the study's.
-        targets: of the site's training images, [N] or [N, …].
+        pool: the site's training images.
+        labelled: indices of those that are trained on with their targets, sorted; all, where nothing selects.
+        memory: what ``settle`` left at this site in the last round in which it trained.
+        generator: for what an objective draws.
     """
 
     anchor: Anchor
     forward: Callable[[Tensor], Tensor]
+    features: Callable[[Tensor], Tensor]
+    frozen: Callable[[Tensor], Tensor]
     task: Task
-    targets: Tensor
+    pool: Pool
+    labelled: Tensor
+    memory: Memory
+    generator: torch.Generator
+    round: int = 1
+
+    @property
+    def targets(self) -> Tensor:
+        """Of the images that are trained on with their targets."""
+        return self.pool.targets[self.labelled]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one round's training was.
+
+    Attributes:
+        rate: its learning rate.
+        steps: how many steps of it were taken.
+    """
+
+    rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Views:
+    """A training batch before the model sees it: pixels [N, C, (D,) S, S] in [0, 1] and targets [N, …]."""
+
+    pixels: Tensor
+    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -135,14 +273,25 @@ def same_objective(objective: Objective, start: Start) -> Objective:
     return objective
 
 
-def same_batch(pixels: Tensor, generator: torch.Generator) -> Tensor:
+def same_batch(model: nn.Module, task: Task, views: Views, generator: torch.Generator) -> Views:
     """The batch as it was."""
-    return pixels
+    return views
 
 
 def receive_nothing(model: nn.Module, extra: Mapping[str, Tensor]) -> frozenset[str]:
     """Claims none of the tensors that are no parameters of the model."""
     return frozenset()
+
+
+def keep_nothing(model: nn.Module, start: Start, trained: Trained) -> Memory:
+    """Changes nothing after training and keeps nothing for the next round."""
+    return {}
+
+
+Select = Callable[[Start, torch.Generator], Tensor]
+"""(start, of which ``labelled`` is what may be chosen from; generator) → indices, a sorted part of ``labelled``."""
+Weigh = Callable[[Start], Tensor]
+"""start → how often each labelled image is drawn, relative to the others: float [len(labelled)]."""
 
 
 @dataclass(frozen=True)
@@ -151,15 +300,25 @@ class Adaptation:
 
     Attributes:
         families: which of parameter, representation, objective, data, architecture it belongs to.
-        fit_in: changes the model in place, once, before training; draws only from the generator.
-        travels: whether the named parameter trains at the site and leaves it.
+        fit_in: changes the model in place, once, before training; draws only from the generator. Besides wrapping
+            layers it may put modules at ``model.entry`` (pixels → pixels, for every picture) and ``model.neck``
+            (pooled features → pooled features).
+        travels: whether the named parameter leaves the site; it also trains there, unless ``constant`` or ``still``.
         chosen: names of more such parameters, where that depends on the whole model (its last blocks, say).
         constant: whether the named parameter, though it travels, does not train: every site works out the same bits,
             and one that finds others than arrive refuses (a fingerprint of what must be the same everywhere).
+        still: whether the named parameter, though it travels or is personal, is trained by no gradient: what
+            ``settle`` leaves in it is what leaves the site.
+        personal: names of parameters and floating-point buffers that are a site's own: kept there from round to round,
+            never sent. Parameters train unless ``still``. A site's first round begins with those of the pretrained
+            model; a module with a personal buffer is in training mode while the site trains.
         receive: takes those tensors of a global state that are no parameters of the model and returns the names that
             it claimed (FedEx-LoRA's residual is one).
+        select: which images are trained on with their targets; None for all.
+        weigh: how often each of these is drawn; None for once an epoch.
         objective: the loss, changed; ``Start`` holds what the round started from.
-        batch: pixels [N, C, H, W] in [0, 1] at training time, changed; draws only from the generator.
+        batch: pixels and targets at training time, changed; draws only from the generator.
+        settle: after a round's training: may write what is ``still``, and returns what to keep for the next round.
         peft: how what this made is said in peft's form; empty where peft has no form for it.
     """
 
@@ -168,40 +327,12 @@ class Adaptation:
     travels: Callable[[str], bool] = nothing
     chosen: Callable[[nn.Module], frozenset[str]] = none_of_it
     constant: Callable[[str], bool] = nothing
+    still: Callable[[str], bool] = nothing
+    personal: Callable[[nn.Module], frozenset[str]] = none_of_it
     receive: Callable[[nn.Module, Mapping[str, Tensor]], frozenset[str]] = receive_nothing
+    select: Select | None = None
+    weigh: Weigh | None = None
     objective: Callable[[Objective, Start], Objective] = same_objective
-    batch: Callable[[Tensor, torch.Generator], Tensor] = same_batch
-    peft: tuple[Describe, ...] = ()
-
-
-def chain(*parts: Adaptation) -> Adaptation:
-    """The adaptations one after another, in order; ``chain()`` is the identity and ``chain`` is associative."""
-
-    def fit_in(model: nn.Module, generator: torch.Generator) -> None:
-        for part in parts:
-            part.fit_in(model, generator)
-
-    def receive(model: nn.Module, extra: Mapping[str, Tensor]) -> frozenset[str]:
-        return frozenset().union(*(part.receive(model, extra) for part in parts))
-
-    def objective(loss: Objective, start: Start) -> Objective:
-        for part in parts:
-            loss = part.objective(loss, start)
-        return loss
-
-    def batch(pixels: Tensor, generator: torch.Generator) -> Tensor:
-        for part in parts:
-            pixels = part.batch(pixels, generator)
-        return pixels
-
-    return Adaptation(
-        families=frozenset().union(*(part.families for part in parts)),
-        fit_in=fit_in,
-        travels=lambda name: any(part.travels(name) for part in parts),
-        chosen=lambda model: frozenset().union(*(part.chosen(model) for part in parts)),
-        constant=lambda name: any(part.constant(name) for part in parts),
-        receive=receive,
-        objective=objective,
-        batch=batch,
-        peft=tuple(describe for part in parts for describe in part.peft),
-    )
+    batch: Callable[[nn.Module, Task, Views, torch.Generator], Views] = same_batch
+    settle: Callable[[nn.Module, Start, Trained], Memory] = keep_nothing
+    peft: tuple[Describe, ...] = field(default=())

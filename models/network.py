@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from polyclinic.core.errors import DataError, UpdateError
+from polyclinic.core.errors import DataError, StudyError, UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
 from polyclinic.models import backbones
-from polyclinic.models.contracts import Adaptation, Anchor, Task, chain
+from polyclinic.models.chain import chain
+from polyclinic.models.contracts import Adaptation, Anchor, Encoded, Shape, Task
 
 
 class Backbone(nn.Module):
-    """An encoder with its normalisation and pooling: pixels [N, C, S, S] in [0, 1] → features [N, width].
+    """An encoder with its normalisation and pooling: pixels [N, C, (D,) S, S] in [0, 1] → features [N, width].
 
     Grey pictures (C = 1) are repeated over the encoder's channels; colour is refused by an encoder of one channel.
     """
@@ -25,9 +27,11 @@ class Backbone(nn.Module):
         self, encoder: backbones.Encoder, mean: tuple[float, ...], std: tuple[float, ...], pooling: str
     ) -> None:
         super().__init__()
-        self.encoder = encoder.module
+        if "cls" in pooling and not encoder.has_cls:
+            raise StudyError("this backbone has no class token", where="backbone.pooling", remedy='write "mean"')
+        self.encoder, self.see = encoder.module, encoder.see
         self.leading, self.pooling, self.sha256 = encoder.leading, pooling, encoder.sha256
-        self.width = encoder.width * (2 if pooling == "cls+mean" else 1)
+        self.width, self.levels = encoder.width * (2 if pooling == "cls+mean" else 1), encoder.levels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -46,59 +50,110 @@ class Backbone(nn.Module):
                 where="data.colour",
                 remedy='write colour = "grey" in the study',
             )
-        return (pixels - self.mean) / self.std
+        each = (1, -1, *[1] * (pixels.ndim - 2))
+        return (pixels - self.mean.view(each)) / self.std.view(each)
+
+    def encode(self, pixels: Tensor, *, maps: bool) -> Encoded:
+        """Pooled features of a batch, and its maps if they are wanted."""
+        seen = self.see(self.encoder, self.normalised(pixels), maps)
+        if self.pooling == "mean" or seen.cls is None:
+            return Encoded(seen.mean, seen.maps)
+        return Encoded(seen.cls if self.pooling == "cls" else torch.cat([seen.cls, seen.mean], 1), seen.maps)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features of a batch."""
-        tokens = self.encoder(pixel_values=self.normalised(pixels)).last_hidden_state
-        cls, mean = tokens[:, 0], tokens[:, self.leading :].mean(dim=1)
-        return {"cls": cls, "mean": mean}[self.pooling] if self.pooling != "cls+mean" else torch.cat([cls, mean], 1)
+        """Pooled features of a batch."""
+        return self.encode(pixels, maps=False).pooled
 
 
 class Network(nn.Module):
-    """Backbone and linear head: pixels [N, C, S, S] in [0, 1] → outputs [N, outputs]."""
+    """pixels [N, C, (D,) S, S] in [0, 1] → entry → backbone → neck → head → outputs [N, …].
 
-    def __init__(self, backbone: Backbone, outputs: int) -> None:
+    ``entry`` and ``neck`` are places for adaptations and change nothing as the network is built; a dense head takes
+    the backbone's maps, past the neck.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module, *, dense: bool) -> None:
         super().__init__()
+        self.entry: nn.Module = nn.Identity()
         self.backbone = backbone
-        self.head = nn.Linear(backbone.width, outputs)
+        self.neck: nn.Module = nn.Identity()
+        self.head, self.dense = head, dense
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Outputs of a batch."""
-        output: Tensor = self.head(self.backbone(pixels))
+    def encode(self, pixels: Tensor) -> Encoded:
+        """What the head is given."""
+        encoded = self.backbone.encode(self.entry(pixels), maps=self.dense)
+        return Encoded(self.neck(encoded.pooled), encoded.maps)
+
+    def decide(self, encoded: Encoded) -> Tensor:
+        """Outputs from what was encoded."""
+        output: Tensor = self.head(encoded.maps if self.dense else encoded.pooled)
         return output
+
+    def forward(self, pixels: Tensor, *, features: bool = False) -> Tensor:
+        """Outputs of a batch, or its pooled features."""
+        encoded = self.encode(pixels)
+        return encoded.pooled if features else self.decide(encoded)
 
 
 class Adapted:
-    """A network with the study's chain fitted in; ``read`` and ``write`` move what travels.
+    """A network with the study's chain fitted in; ``read`` and ``write`` move what travels and what is personal.
 
     Attributes:
         network: on ``device``.
         chain: the study's adaptations, combined.
-        travelling: names of the parameters that travel, sorted; all but constants train.
+        travelling: names of the parameters that travel, sorted.
+        personal: names of the parameters and buffers that stay at a site as its own, sorted.
     """
 
     def __init__(self, network: Network, chained: Adaptation, device: torch.device) -> None:
         self.network, self.chain, self.device = network.to(device), chained, device
-        chosen = chained.chosen(network)
-        travelling = {}
-        for name, weight in network.named_parameters():
-            if name.startswith("head.") or chained.travels(name) or name in chosen:
-                travelling[name] = weight
-            weight.requires_grad_(name in travelling and not chained.constant(name))
+        chosen, personal = chained.chosen(network), chained.personal(network)
+        found = dict(network.named_parameters())
+        own = {name: tensor for name, tensor in (*found.items(), *network.named_buffers()) if name in personal}
+        travelling = {
+            name: weight
+            for name, weight in found.items()
+            if name not in own and (name.startswith("head.") or chained.travels(name) or name in chosen)
+        }
+        for name, weight in found.items():
+            idle = chained.constant(name) or chained.still(name)
+            weight.requires_grad_((name in travelling or name in own) and not idle)
         self._parameters = {name: travelling[name] for name in sorted(travelling)}
-        self.travelling = tuple(self._parameters)
+        self._personal = {name: own[name] for name in sorted(own)}
+        self._pretrained = {name: tensor.detach().clone() for name, tensor in self._personal.items()}
+        self.travelling, self.personal = tuple(self._parameters), tuple(self._personal)
+        buffers = {name.rpartition(".")[0] for name, _ in network.named_buffers() if name in own}
+        self._live = [network.get_submodule(name) for name in sorted(buffers)]
 
     def read(self) -> Tensors:
         """Copies of what travels."""
         return {name: weight.detach().cpu().numpy().copy() for name, weight in self._parameters.items()}
 
-    def parameters(self) -> list[nn.Parameter]:
-        """What trains, in the order of names."""
-        return [weight for weight in self._parameters.values() if weight.requires_grad]
+    def read_personal(self) -> dict[str, Tensor]:
+        """Copies of what is a site's own, on the CPU."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._personal.items()}
 
-    def write(self, tensors: Tensors) -> Anchor:
+    def parameters(self) -> list[nn.Parameter]:
+        """What trains: what travels in the order of names, then what is personal."""
+        weights = (*self._parameters.values(), *self._personal.values())
+        return [weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad]
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Within it, modules with personal buffers gather them anew; nothing else behaves otherwise than in use."""
+        for module in self._live:
+            module.train()
+        try:
+            yield
+        finally:
+            for module in self._live:
+                module.eval()
+
+    def write(self, tensors: Tensors, personal: Mapping[str, Tensor] | None = None) -> Anchor:
         """Takes over a global state, whatever was there before; returns it as the anchor of a round.
+
+        Args:
+            personal: a site's own tensors; without them, the pretrained model's.
 
         Raises:
             UpdateError: a tensor is missing, misshapen, unknown, or a constant that is another one here.
@@ -111,6 +166,8 @@ class Adapted:
                 if self.chain.constant(name):
                     _demand_same(name, weight, values[name])
                 weight.copy_(values[name])
+            for name, own in self._personal.items():
+                own.copy_(self._pretrained[name] if personal is None else personal[name])
         extra: Mapping[str, Tensor] = {name: value for name, value in values.items() if name not in self._parameters}
         unclaimed = extra.keys() - self.chain.receive(self.network, extra)
         if unclaimed:
@@ -136,12 +193,10 @@ def plain(study: Study) -> Network:
     """The study's network before anything is fitted in; its head is drawn from the study's seed."""
     encoder = backbones.load(study)
     mean, std = backbones.normalisation(study, encoder)
-    with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator
-        network = Network(Backbone(encoder, mean, std, study.backbone.pooling), task(study).outputs)
+    backbone, predicts = Backbone(encoder, mean, std, study.backbone.pooling), task(study)
     generator = torch.Generator().manual_seed(derive(study.study.seed, "head"))
-    nn.init.normal_(network.head.weight, std=0.02, generator=generator)
-    nn.init.zeros_(network.head.bias)
-    return network
+    shape = Shape(backbone.width, backbone.levels, study.data.image_size)
+    return Network(backbone, predicts.head(shape, generator), dense=predicts.dense)
 
 
 def build(study: Study, device: torch.device | None = None) -> Adapted:

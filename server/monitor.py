@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyclinic.core import seeds
-from polyclinic.core.statistics.figures import figures, reliability
+from polyclinic.core.statistics.metrics import JUDGED, kind_of
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
 from polyclinic.server.receive import Receiver
@@ -58,7 +58,7 @@ def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
         by_site, together = metrics(receiver, name, study.study.seed)
         for site, row in sites.items():
             why = "no images" if not row["n"].get(split, {}).get("images") else "the site's policy does not tell it"
-            row["metrics"][split] = by_site.get(site) or unavailable(why)
+            row["metrics"][split] = by_site.get(site) or unavailable(why, receiver.totals[name].name)
         pooled["metrics"][split] = together
         for site, statistic in receiver.statistics(name).items():
             sites[site]["reliability"][split] = bins(statistic)
@@ -90,16 +90,13 @@ def metrics(receiver: Receiver, name: str, seed: int | None = None) -> tuple[dic
 def judged(statistic: Any, rng: np.random.Generator | None) -> Json:
     """Figures of one outcome as JSON, or why there are none."""
     if isinstance(statistic, Withheld):
-        return unavailable(f"fewer than {statistic.minimum} patients")
-    return {key: figure.json() for key, figure in figures(statistic, rng).items()}
+        return unavailable(f"fewer than {statistic.minimum} patients", statistic.kind)
+    return {key: figure.json() for key, figure in JUDGED[statistic.name].figures(statistic, rng).items()}
 
 
-def unavailable(why: str) -> Json:
-    """Figures that cannot be had."""
-    return {key: {"value": None, "low": None, "high": None, "why": why} for key in METRICS}
-
-
-METRICS = ("auroc", "accuracy", "balanced_accuracy", "nll", "brier", "ece", "ece_adaptive")
+def unavailable(why: str, kind: str) -> Json:
+    """Figures of a kind of outcome that cannot be had."""
+    return {metric.key: {"value": None, "low": None, "high": None, "why": why} for metric in JUDGED[kind].metrics}
 
 
 def merged(told: Mapping[str, Statistic | Withheld]) -> Any:
@@ -114,7 +111,7 @@ def bins(statistic: Any) -> list[Json]:
         return []
     return [
         {"low": low, "high": high, "count": count, "confidence": confidence, "frequency": frequency}
-        for low, high, count, confidence, frequency in reliability(statistic)
+        for low, high, count, confidence, frequency in JUDGED[statistic.name].reliability(statistic)
         if count
     ]
 
@@ -124,11 +121,15 @@ def sizes(counts: Mapping[str, tuple[int, int]]) -> Json:
     return {split: {"images": images, "patients": patients} for split, (images, patients) in counts.items()}
 
 
-def worst(by_site: Mapping[str, Json | None], metric: str = "auroc") -> Json | None:
-    """The site with the lowest ``metric`` among those that have one."""
-    values = {site: found[metric]["value"] for site, found in by_site.items() if found}
-    known = {site: value for site, value in values.items() if value is not None}
+def worst(by_site: Mapping[str, Json | None]) -> Json | None:
+    """The site that does worst by the first leading figure of its kind of outcome, among those that have it."""
+    kind = kind_of(key for found in by_site.values() if found for key in found)
+    if kind is None:
+        return None
+    leading = kind.first
+    values = {site: found[leading.key]["value"] for site, found in by_site.items() if found}
+    known = {site: value if leading.more_is_better else -value for site, value in values.items() if value is not None}
     if not known:
         return None
     site = min(sorted(known), key=known.__getitem__)
-    return {"site": site, "metric": metric, "value": known[site]}
+    return {"site": site, "metric": leading.key, "value": values[site]}

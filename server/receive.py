@@ -28,7 +28,9 @@ TOLD = ("describe/features", "describe/kernel", "describe/intensities", "describ
 KNOWN = {name: name.removeprefix("describe/") for name in TOLD} | dict.fromkeys(
     ("incoming/val", "incoming/test", "fitted/val"), "outcome"
 )
-"""Everything that a site may tell, and of which kind it is; anything else is refused."""
+"""Everything that a site may tell, and of which kind it is; anything else is refused.
+
+Of which kind an outcome is, its task says: see ``rounds.blanks``."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,8 @@ class Receiver:
         merged: dict[str, Any] = {}
         for name, statistic in reply.statistics.items():
             kind = statistic.kind if isinstance(statistic, Withheld) else statistic.name
-            if kind != KNOWN[name]:
+            agreed = self.totals[name].name if name in self.totals else KNOWN[name]
+            if kind != agreed:
                 raise UpdateError(f"is a statistic of another kind: {kind}", where=name)
             if not isinstance(statistic, Withheld):
                 if getattr(statistic, "images", statistic.patients) > SITE_LIMIT:

@@ -173,7 +173,7 @@ def blanks(study: Study) -> dict[str, Any]:
     monitoring = study.monitoring
     outcome = task.blank(bins=monitoring.bins, score_bins=monitoring.score_bins)
     rows = np.zeros((0, monitoring.feature_dims))
-    labels = np.zeros((0, len(task.classes)) if outcome.kind == "multilabel" else 0, np.int64)
+    labels = np.zeros(0 if task.exclusive else (0, len(task.classes)), np.int64)
     empty: dict[str, Any] = {
         "outcome": outcome,
         "features": FeatureMoments.of(rows),

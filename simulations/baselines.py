@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from polyclinic.client.data.dataset import SiteData
+from polyclinic.client.keep import Keep
 from polyclinic.client.respond import Site, Workbench
 from polyclinic.core.errors import PolyclinicError
 from polyclinic.core.update import Tensors
@@ -25,18 +26,21 @@ def names(sites: Sequence[str]) -> tuple[str, ...]:
 def baseline(bench: Workbench, sites: Mapping[str, Site], initial: Tensors, name: str) -> dict[str, Any]:
     """Trains baseline ``name`` as long as the federation trains and judges it: site → metrics by split."""
     quiet = {"tell": ("outcome",)}  # how the images are spread, the federation has told
-    sites = {own: replace(site, policy=site.policy.model_copy(update=quiet)) for own, site in sites.items()}
+    sites = {
+        own: replace(site, policy=site.policy.model_copy(update=quiet), keep=Keep()) for own, site in sites.items()
+    }
     if name == CENTRAL:
         trained, judged = {CENTRAL: pooled(sites)}, dict(sites)
     else:
         site = name.removeprefix("alone/")
         trained = judged = {site: sites[site]}
     journal, study = Journal.create(None, {"run": name}), bench.study
+    kind = bench.task.blank(bins=study.monitoring.bins, score_bins=study.monitoring.score_bins).name
     try:
         state = rounds.train(study, InTurn(bench, trained, hurried=False), initial, journal, lambda event: None)
         final = rounds.judge(study, InTurn(bench, judged, hurried=False), state, journal, lambda event: None)
     except PolyclinicError as failure:  # the federation's own result stands all the same
-        return {site: dict.fromkeys(("val", "test"), monitor.unavailable(failure.problem)) for site in judged}
+        return {site: dict.fromkeys(("val", "test"), monitor.unavailable(failure.problem, kind)) for site in judged}
     finally:
         journal.close()
     return {site: result["metrics"] for site, result in final["sites"].items()}
@@ -51,4 +55,4 @@ def pooled(sites: Mapping[str, Site]) -> Site:
         if row.split == "train"
     ]
     first = next(iter(sites.values()))
-    return Site(CENTRAL, SiteData(CENTRAL, tuple(rows), first.data.data), first.policy)
+    return Site(CENTRAL, SiteData(CENTRAL, tuple(rows), first.data.data, first.data.task), first.policy)

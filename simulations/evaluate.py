@@ -47,7 +47,7 @@ def evaluate(run: Run, manifest: Path, split: str = "test", policy: Policy | Non
     told: dict[str, Statistic | Withheld] = {}
     found: dict[str, Any] = {}
     for name, group in sites(chosen).items():
-        data = SiteData(name, group, study.data)
+        data = SiteData(name, group, study.data, task)
         told[name] = release(outcome(model, task, data.images(HERE), study, device), rules.minimum_patients)
         patients = len({row.patient for row in group})
         found[name] = {"n": {"images": len(group), "patients": patients}} | _judged(run, told[name], name)

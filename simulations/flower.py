@@ -50,6 +50,7 @@ from polyclinic.server.rounds import Observer
 from polyclinic.server.transport import brief
 from polyclinic.simulations import inprocess
 from polyclinic.simulations.ray_session import cluster, quiet
+from polyclinic.simulations.simulate import OWN
 
 PATIENCE = 30.0
 """Seconds in which the runtime's threads must have ended once they are asked to."""
@@ -121,6 +122,7 @@ class FlowerEngine:
                 PARTITION_ID_KEY: number,
                 "study": str(self._folder / "study.toml"),
                 "manifest": str(self._manifest),
+                "own": str(self._folder / OWN),
                 "policy": self._cohort[site].policy.model_dump_json(),
             }
             for number, site in enumerate(self.names())

@@ -10,9 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.federation import federation_problems
 from polyclinic.client.data.manifest import Row, read_manifest, sites
+from polyclinic.client.keep import Keep
 from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site
 from polyclinic.core import files
@@ -26,6 +29,9 @@ from polyclinic.server.journal import Journal
 from polyclinic.server.rounds import Event, Observer
 from polyclinic.simulations import baselines
 from polyclinic.simulations.inprocess import Engine, engine
+
+OWN = "own"
+"""Folder of a run in which the simulated sites' own states lie: what in a live federation each keeps at home."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def simulate(
         RunError: the folder holds another run, cannot be written, or too few sites gave a good reply.
         EngineError: a worker process died.
     """
-    rows, cohort = gather(study, manifest, options.policy, observe)
+    rows, cohort = gather(study, manifest, options.policy, observe, folder.absolute() / OWN)
     machine = start(study, manifest, folder, cohort, options)  # first: an unknown backbone leaves no folder behind
     policy = options.policy.model_dump_json()
     about = {"study": study.digest, "data": data_digest(rows, cohort), "backbone": machine.backbone, "policy": policy}
@@ -77,9 +83,15 @@ def start(study: Study, manifest: Path, folder: Path, cohort: Mapping[str, Site]
 
 
 def gather(
-    study: Study, manifest: Path, policy: Policy, observe: Observer = lambda event: None
+    study: Study,
+    manifest: Path,
+    policy: Policy,
+    observe: Observer = lambda event: None,
+    own: Path | None = None,
 ) -> tuple[tuple[Row, ...], dict[str, Site]]:
     """The rows of a manifest, and its sites with every image decoded; warnings are told to ``observe``.
+
+    ``own`` is the folder in which the sites keep what is their own; without it, memory.
 
     Raises:
         DataError: the manifest, an image, or a whole site cannot be used.
@@ -91,7 +103,9 @@ def gather(
         raise DataError("; ".join(errors), where=str(manifest))
     for problem in problems:
         observe(Event("warning", 0, failure=str(problem)))
-    cohort = {name: Site(name, SiteData(name, group, study.data), policy) for name, group in sites(rows).items()}
+    held = {name: SiteData(name, group, study.data, network.task(study)) for name, group in sites(rows).items()}
+    keeps = {name: Keep(None if own is None else own / name) for name in held}
+    cohort = {name: Site(name, data, policy, keeps[name]) for name, data in held.items()}
     for site in cohort.values():
         for split in SPLITS:
             site.data.images(split)  # decoded before anything is written or forked: workers share the memory
@@ -104,7 +118,10 @@ def data_digest(rows: Sequence[Row], cohort: Mapping[str, Site]) -> str:
     total = hashlib.sha256(json.dumps(lines).encode())
     for _, site in sorted(cohort.items()):
         for split in SPLITS:
-            total.update(site.data.images(split).pixels.data)
+            images = site.data.images(split)
+            total.update(images.pixels.data)
+            if site.data.task.needs != "label":  # a label stands in the lines
+                total.update(np.ascontiguousarray(images.targets).data)
     return total.hexdigest()
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from polyclinic.client.data.federation import federation_problems
 from polyclinic.client.data.manifest import Labels, Problem, Row, scan, sites
@@ -158,6 +158,8 @@ def _report(name: str, counts: tuple[Count, ...], found: list[Problem], seen: Se
 
 class _AnyLabel:
     """Takes every label for a class of its own, numbered as they turn up."""
+
+    needs: Literal["label"] = "label"
 
     def __init__(self) -> None:
         self.seen: dict[str, int] = {}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.pictures import pictures
+from polyclinic.client.data.targets import targets
 from polyclinic.core.errors import DataError
 from polyclinic.core.study import SPLITS, Data
+
+if TYPE_CHECKING:
+    from polyclinic.models.contracts import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,12 +25,12 @@ class Images:
 
     Attributes:
         pixels: uint8 [N, C, S, S]; C is 1 if all pictures are grey (the model repeats it), else 3.
-        targets: int64 [N], or [N, classes] of 0 and 1 for a multi-label task.
+        targets: [N, …] as the task has them: for classification int64 [N], or [N, classes] of 0 and 1.
         patients: whose image each is.
     """
 
     pixels: Pixels
-    targets: NDArray[np.int64]
+    targets: np.ndarray
     patients: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -44,6 +48,7 @@ class SiteData:
     site: str
     rows: tuple[Row, ...]
     data: Data
+    task: Task
     _decoded: dict[str, Images] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,10 +67,8 @@ class SiteData:
             raise DataError(f"there is no split '{split}'", where=f"site '{self.site}'", remedy="train, val or test")
         if split not in self._decoded:
             rows = [row for row in self.rows if row.split == split]
-            targets = np.array([row.target for row in rows], dtype=np.int64)
-            shape = np.shape(self.rows[0].target) if self.rows else ()
-            pixels = _stacked(rows, self.data)
-            self._decoded[split] = Images(pixels, targets.reshape(-1, *shape), tuple(row.patient for row in rows))
+            found = targets(rows, self.data, self.task)
+            self._decoded[split] = Images(_stacked(rows, self.data), found, tuple(row.patient for row in rows))
         return self._decoded[split]
 
     def sizes(self) -> dict[str, tuple[int, int]]:

@@ -41,7 +41,7 @@ def _site_problems(site: str, rows: Sequence[Row], batch_size: int) -> Iterator[
     elif len(training) < batch_size:
         what = f"has {_count(len(training), 'training image')} where a batch has {batch_size}"
         yield _warning(place, what, "it trains on one smaller batch; training.batch_size sets the size")
-    if len({row.target for row in training}) == 1:
+    if labels != [""] and len({row.target for row in training}) == 1:
         remedy = "it can train, but its own figures for telling classes apart are undefined"
         yield _warning(place, f"trains on one class only ({', '.join(labels)})", remedy)
     for split in ("val", "test"):

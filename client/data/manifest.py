@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from polyclinic.client.data.problem import Problem
 from polyclinic.client.data.table import Table, read_table
@@ -22,10 +22,20 @@ __all__ = ["Labels", "Problem", "Row", "read_manifest", "scan", "share", "sites"
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
 _SPLIT_NAMES = {name: name for name in SPLITS} | {"valid": "val", "validation": "val"}
 _SHOWN = 20
+NEEDED = {"label": "label", "mask": "mask", "boxes": ""}
+"""Which column a task needs beside path and site."""
+
+
+Box = tuple[int, float, float, float, float]
+"""Class, left, top, right, bottom."""
 
 
 class Labels(Protocol):
     """The part of a task that reading a manifest needs."""
+
+    @property
+    def needs(self) -> Literal["label", "mask", "boxes"]:
+        """What every image must come with."""
 
     def target(self, label: str) -> int | tuple[int, ...]:
         """The target that a label stands for; ValueError if it is none."""
@@ -40,7 +50,9 @@ class Row:
         line: the manifest's line, counted from 1, the header included.
         name: the path relative to the manifest's folder as POSIX text: what order and identity rest on, the same on
             every machine. Rows that are made by hand may leave it out; it is then the absolute path.
+        label, target: "" and () for a task that learns from masks or boxes.
         mask: the file of its mask, absolute; None if none is named.
+        boxes: (class, left, top, right, bottom) of each, in pixels of the picture as it is stored.
     """
 
     path: Path
@@ -52,6 +64,7 @@ class Row:
     line: int
     name: str = ""
     mask: Path | None = None
+    boxes: tuple[Box, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -85,7 +98,7 @@ def scan(
     """
     file = Path(path).absolute()
     table = read_table(file)
-    needed = ("path", "label") if only else ("path", "site", "label")
+    needed = tuple(role for role in ("path", "site", NEEDED[task.needs]) if role and not (only and role == "site"))
     problems = [*table.problems, *_header_problems(table, data.columns, needed)]
     places = _places(table.header, data.columns)
     if not set(needed) <= places.keys():
@@ -195,7 +208,8 @@ class _Reader:
         if not _SITE.fullmatch(site):
             what = f"'{site}' is no site name" if site else "no site is named"
             self._note(line, self.columns.site, what, "letters, digits, blanks and . _ -, at most 64, first no sign")
-        target = self._target(line, field["label"])
+        labelled = self.task.needs == "label"
+        target = self._target(line, field["label"]) if labelled else ()
         split = _SPLIT_NAMES.get(field.get("split", "").lower(), "")
         if split_given and not split:
             given = field["split"]
@@ -204,7 +218,8 @@ class _Reader:
         mask = self._mask(line, field.get("mask", ""))
         if len(self.problems) == before:
             patient = field.get("patient") or name
-            self.rows.append(Row(path, site, field["label"], target, split, patient, line, name, mask))
+            label = field["label"] if labelled else ""
+            self.rows.append(Row(path, site, label, target, split, patient, line, name, mask))
 
     def _note(self, line: int, place: str, what: str, remedy: str) -> None:
         self.problems.append(Problem(line, place, what, remedy))
@@ -233,6 +248,8 @@ class _Reader:
         return Path(path), name
 
     def _mask(self, line: int, written: str) -> Path | None:
+        if not written and self.task.needs == "mask":
+            self._note(line, self.columns.mask, "no mask, from which the task learns", "name its file")
         path = Path(os.path.normpath(self.folder / written)) if written else None
         if path is not None and not path.is_file():
             self._note(line, written, "there is no such mask", f"paths are relative to {self.folder}")

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
-from polyclinic.models.contracts import Adaptation
+from polyclinic.models.contracts import Adaptation, Task, Views
 
 
 class Augment(Method):
@@ -50,15 +50,18 @@ class Augment(Method):
             f"{self.rotate:g}°, changed by {self.brightness:.0%} in brightness, {self.contrast:.0%} in contrast{flips}."
         )
 
-    def _batch(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _batch(self, model: nn.Module, task: Task, views: Views, generator: torch.Generator) -> Views:
+        pixels = views.pixels
         draws = 2.0 * torch.rand((8, len(pixels)), generator=generator) - 1.0
         draws = draws.to(pixels.device)
-        grid = F.affine_grid(self._affine(draws), list(pixels.shape), align_corners=False)
+        inverse = self._affine(draws)
+        grid = F.affine_grid(inverse, list(pixels.shape), align_corners=False)
         moved = F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
         gain = (1.0 + self.contrast * draws[6]).view(-1, 1, 1, 1)
         bias = (self.brightness * draws[7]).view(-1, 1, 1, 1)
         middle = moved.mean(dim=(1, 2, 3), keepdim=True)
-        return ((moved - middle) * gain + middle + bias).clamp(0.0, 1.0)
+        seen = ((moved - middle) * gain + middle + bias).clamp(0.0, 1.0)
+        return Views(seen, task.moved(views.target, inverse))
 
     def _affine(self, draws: Tensor) -> Tensor:
         """Inverse maps [N, 2, 3] from the output's coordinates to the input's, both in [-1, 1]."""

@@ -7,7 +7,7 @@ multi-label output is one such choice a label.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from polyclinic.core.facts import Facts
 from polyclinic.models.adaptations.objective import ClassObjectives, choices, occurrences
-from polyclinic.models.contracts import Batch, Objective, Start
+from polyclinic.models.contracts import Batch, Choosing, Objective, Start
 
 _BY_ITSELF = "each picture's loss stands by itself"
 _COUNTS = "the site's class counts enter every patient's gradient, and they are patients' data"
@@ -43,11 +43,10 @@ class FedLC(ClassObjectives):
     def objective(self, objective: Objective, start: Start) -> Objective:
         """See the class."""
         lowered = self.tau * (occurrences(start) + 1e-8) ** -0.25
-        # the output holds one logit a class, or that of yes against a no whose logit is 0
-        shift = lowered if start.task.outputs == lowered.shape[-1] else lowered[..., 1] - lowered[..., 0]
+        task = cast(Choosing, start.task)
 
         def calibrated(model: nn.Module, batch: Batch) -> Tensor:
-            return objective(model, replace(batch, output=batch.output - shift))
+            return objective(model, replace(batch, output=task.lowered(batch.output, lowered)))
 
         return calibrated
 

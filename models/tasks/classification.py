@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.statistics.outcome import Outcome, tally
+from polyclinic.models.contracts import Findings, Needs, Shape
 
 
 class Classification(Method):
@@ -21,6 +22,9 @@ class Classification(Method):
     ``classes`` are the values of the label column, in the order of their index; of two in a binary task the second
     is the positive one. In a multi-label task a label names any number of classes, joined by ``separator``.
     """
+
+    needs: ClassVar[Needs] = "label"
+    dense: ClassVar[bool] = False
 
     method: Literal["classification"] = "classification"
     kind: Literal["binary", "multiclass", "multilabel"] = "binary"
@@ -43,6 +47,19 @@ class Classification(Method):
     def outputs(self) -> int:
         """One logit for a binary task, else one a class."""
         return 1 if self.kind == "binary" else len(self.classes)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether an image has exactly one class."""
+        return self.kind != "multilabel"
+
+    def head(self, shape: Shape, generator: torch.Generator) -> nn.Linear:
+        """A linear head on the pooled features."""
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws from the global generator
+            head = nn.Linear(shape.width, self.outputs)
+        nn.init.normal_(head.weight, std=0.02, generator=generator)
+        nn.init.zeros_(head.bias)
+        return head
 
     def target(self, label: str) -> int | tuple[int, ...]:
         """Index of the class; for a multi-label task a 0/1 for every class.
@@ -83,15 +100,36 @@ class Classification(Method):
         flat = output.reshape(-1)
         return torch.stack([torch.zeros_like(flat), flat], dim=1), target.reshape(-1)
 
+    def lowered(self, output: Tensor, by: Tensor) -> Tensor:
+        """Outputs [N, outputs] with each option's logit lowered by [options], or [labels, options]."""
+        # the output holds one logit an option, or that of yes against a no whose logit is 0
+        return output - (by if self.kind == "multiclass" else by[..., 1] - by[..., 0])
+
     def occurrences(self, target: Tensor) -> Tensor:
         """How often each class is right: [options], for a multi-label task [labels, options]."""
         counts = F.one_hot(target, self.options).sum(dim=0)
         return counts.to(torch.float32)
 
-    def tally(
-        self, output: np.ndarray, target: np.ndarray, patients: Sequence[str], *, bins: int, score_bins: int
-    ) -> Outcome:
+    def moved(self, target: Tensor, inverse: Tensor) -> Tensor:
+        """A class stays what it is, wherever the picture goes."""
+        return target
+
+    def presence(self, target: np.ndarray) -> np.ndarray:
+        """The targets themselves."""
+        return target
+
+    def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
+        """One pass."""
+        output: Tensor = model(pixels)
+        return output
+
+    def examine(self, output: np.ndarray, target: np.ndarray) -> Findings:
+        """Logits and targets as they are."""
+        return {"output": output, "target": target}
+
+    def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Outcome:
         """Mergeable outcome of logits [N, outputs] against targets [N] or [N, classes]."""
+        output, target = findings["output"], findings["target"]
         logits = output.astype(np.float64)
         with np.errstate(invalid="ignore"):  # what is no number is refused by name below
             if self.kind == "multiclass":
@@ -109,7 +147,8 @@ class Classification(Method):
     def blank(self, *, bins: int, score_bins: int) -> Outcome:
         """The outcome of no image."""
         target = np.zeros((0, len(self.classes)) if self.kind == "multilabel" else 0, np.int64)
-        return self.tally(np.zeros((0, self.outputs)), target, (), bins=bins, score_bins=score_bins)
+        findings = self.examine(np.zeros((0, self.outputs)), target)
+        return self.tally(findings, (), bins=bins, score_bins=score_bins)
 
     def explain(self) -> str:
         """What is predicted."""

@@ -7,7 +7,8 @@ from typing import Literal
 
 from polyclinic.core.statistics import intervals
 from polyclinic.core.statistics.figures import Bin, Figure, difference, missing
-from polyclinic.server.report.data import Evidence, Metric, Model
+from polyclinic.core.statistics.metrics import Metric
+from polyclinic.server.report.data import Evidence, Model
 
 Verdict = Literal["better", "worse", "open", "unknown"]
 PSI_SOME, PSI_MARKED = 0.1, 0.25

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from polyclinic.core.errors import RunError
 from polyclinic.core.runs import Run
 from polyclinic.core.statistics.figures import Bin, Figure, missing
+from polyclinic.core.statistics.metrics import JUDGED, Judged, Metric, kind_of
 
 Json = Mapping[str, Any]
 Figures = Mapping[str, Figure]
@@ -20,33 +21,8 @@ Model = Literal["federated", "alone", "central"]
 NOT_TOLD = "not told"
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A figure of merit: its key in the files, its name for people, and whether more is better."""
-
-    key: str
-    name: str
-    more_is_better: bool
-
-    @property
-    def inline(self) -> str:
-        """Its name within a sentence."""
-        return self.name if self.name.isupper() else self.name.lower()
-
-
-METRICS = (
-    Metric("auroc", "AUROC", True),
-    Metric("balanced_accuracy", "Balanced accuracy", True),
-    Metric("accuracy", "Accuracy", True),
-    Metric("nll", "Log loss", False),
-    Metric("brier", "Brier score", False),
-    Metric("ece", "Calibration error", False),
-    Metric("ece_adaptive", "Adaptive calibration error", False),
-)
 SPLITS = {"test": "test", "val": "validation"}
 """Names of the splits that judge, for people."""
-LEADING = ("auroc", "balanced_accuracy", "nll")
-"""The first of these that any site has is the figure by which sites are compared."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +107,14 @@ class Evidence:
         return "val" if having == [False, True] else "test"
 
     @cached_property
+    def judged(self) -> Judged:
+        """How outcomes of this kind of task are judged."""
+        return judged(found for site in self.sites for found in site.federated.values())
+
+    @cached_property
     def metric(self) -> Metric:
         """The figure by which sites are compared."""
-        return leading(site.federated.get(self.split, {}) for site in self.sites)
+        return leading(self.judged, (site.federated.get(self.split, {}) for site in self.sites))
 
     @property
     def kind(self) -> str:
@@ -251,12 +232,17 @@ def known(found: Figures) -> bool:
     return any(each.value is not None for each in found.values())
 
 
-def leading(found: Iterable[Figures]) -> Metric:
-    """The first leading metric that anybody has; AUROC if nobody has any."""
+def judged(found: Iterable[Figures]) -> Judged:
+    """The kind of outcome whose figures these are; classification's, if nobody has any."""
+    return kind_of(key for row in found for key in row) or JUDGED["outcome"]
+
+
+def leading(kind: Judged, found: Iterable[Figures]) -> Metric:
+    """The first leading metric of its kind that anybody has; the very first if nobody has any."""
     rows = list(found)
-    named = {metric.key: metric for metric in METRICS}
-    having = [key for key in LEADING if any(pick(row, key).value is not None for row in rows)]
-    return named[having[0] if having else LEADING[0]]
+    named = {metric.key: metric for metric in kind.metrics}
+    having = [key for key in kind.leading if any(pick(row, key).value is not None for row in rows)]
+    return named[having[0] if having else kind.leading[0]]
 
 
 def dumps(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from polyclinic.core.statistics.figures import Figure
+from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, data, tables, words
 from polyclinic.server.report.charts import rounds
 from polyclinic.server.report.charts.distance import Distance, distances
@@ -15,7 +16,7 @@ from polyclinic.server.report.charts.forest import Row, forest
 from polyclinic.server.report.charts.reliability import reliability
 from polyclinic.server.report.charts.shift import LOOK, places, shift_map
 from polyclinic.server.report.charts.traffic import Load, traffic
-from polyclinic.server.report.data import METRICS, NOT_TOLD, SPLITS, Evidence, Metric, Model, known, pick
+from polyclinic.server.report.data import NOT_TOLD, SPLITS, Evidence, Model, known, pick
 from polyclinic.server.report.findings import findings
 
 AT_ONCE = 12
@@ -108,8 +109,9 @@ def tile(what: str, figure: Figure, bare: str = "no interval") -> tuple[str, str
 
 def history(evidence: Evidence) -> dict[str, Any]:
     """Charts and tables round by round, all on validation images."""
-    metric = data.leading(site.federated.get("val", {}) for site in evidence.sites)
-    chosen = [metric, *(m for m in METRICS if m.key in ("nll", "ece") and m.key != metric.key)]
+    kind = evidence.judged
+    metric = data.leading(kind, (site.federated.get("val", {}) for site in evidence.sites))
+    chosen = [metric, *(m for m in kind.metrics if m.key in ("nll", "ece") and m.key != metric.key)]
     drawn = [(m, rounds.overview(m, rounds.pooled(evidence, m), rounds.arrived(evidence, m))) for m in chosen]
     arrived, own = rounds.arrived(evidence, metric), rounds.own(evidence, metric)
     limits = rounds.shared(metric, [*arrived, *own])

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyclinic.core.statistics.figures import Figure
+from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, words
 from polyclinic.server.report.charts import rounds
-from polyclinic.server.report.data import METRICS, SPLITS, Evidence, Json, Metric, Model, Site, dumps, pick
+from polyclinic.server.report.data import SPLITS, Evidence, Json, Model, Site, dumps, pick
 
 MODELS: tuple[Model, ...] = ("federated", "alone", "central")
 
@@ -51,18 +52,18 @@ def name(text: str, note: str = "") -> Cell:
 def sites(evidence: Evidence) -> Table:
     """Every figure of the model at every site, and pooled; how many judge it is told at the end."""
     split, done = evidence.split, evidence.finished
-    head = ("Site", *(["Images"] if done else []), *(metric.name for metric in METRICS))
+    head = ("Site", *(["Images"] if done else []), *(metric.name for metric in evidence.judged.metrics))
     rows = [
         (
             name(s.name, s.excluded or dated(evidence, s)),
             *([people(s, split)] if done else []),
-            *(cell(s.figure("federated", split, m.key)) for m in METRICS),
+            *(cell(s.figure("federated", split, m.key)) for m in evidence.judged.metrics),
         )
         for s in evidence.sites
     ]
     sizes = [s.sizes[split] for s in evidence.sites if split in s.sizes]
     total = Cell(words.whole(sum(n for n, _ in sizes)), words.counted(sum(n for _, n in sizes), "patient"))
-    figures = (cell(pick(evidence.pooled.get(split), m.key)) for m in METRICS)
+    figures = (cell(pick(evidence.pooled.get(split), m.key)) for m in evidence.judged.metrics)
     pooled = (name("Pooled"), *([total] if done else []), *figures)
     return Table(f"The {'final ' if done else ''}model on {SPLITS[split]} images", head, (*rows, pooled))
 

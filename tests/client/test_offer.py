@@ -193,7 +193,7 @@ def test_words_count_every_statistic_that_a_site_tells(
     """Against what ``respond`` really sends: the names, and how many whole numbers each holds."""
     study = bench.study
     rows = sites(read_manifest(tiny_manifest, study.data, bench.task, study.study.seed))["north"]
-    site = Site("north", SiteData("north", rows, study.data), Policy(minimum_patients=1))
+    site = Site("north", SiteData("north", rows, study.data, bench.task), Policy(minimum_patients=1))
     tensors, sent = bench.adapted.read(), {}
     for fit, evaluate in ((True, ("val",)), (False, ("val", "test"))):
         order = Instruction(study.digest, "run", 1, "n", digest(tensors), fit, evaluate, True, VERSION, tensors)

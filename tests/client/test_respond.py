@@ -39,7 +39,7 @@ def bench(tiny_study: Study) -> Workbench:
 @pytest.fixture(scope="module")
 def north(tiny_study: Study, tiny_manifest: Path) -> SiteData:
     rows = sites(read_manifest(tiny_manifest, tiny_study.data, task(tiny_study), 0))["north"]
-    return SiteData("north", rows, tiny_study.data)
+    return SiteData("north", rows, tiny_study.data, task(tiny_study))
 
 
 def ask(study: Study, state: Tensors, /, **keys: object) -> Instruction:
@@ -168,7 +168,9 @@ def test_kinds_that_are_not_to_be_told_are_not_mentioned(
 
 
 def test_the_weight_is_what_the_study_says(tiny_study: Study, north: SiteData) -> None:
-    double = SiteData("north", tuple(replace(row, patient=f"p{row.line // 2}") for row in north.rows), tiny_study.data)
+    double = SiteData(
+        "north", tuple(replace(row, patient=f"p{row.line // 2}") for row in north.rows), tiny_study.data, north.task
+    )
     images, patients = double.sizes()["train"]
     assert patients < images
 
@@ -181,7 +183,9 @@ def test_the_weight_is_what_the_study_says(tiny_study: Study, north: SiteData) -
 
 
 def test_splits_without_images_are_passed_over_but_not_training(bench: Workbench, north: SiteData) -> None:
-    tests_only = SiteData("north", tuple(row for row in north.rows if row.split == "test"), bench.study.data)
+    tests_only = SiteData(
+        "north", tuple(row for row in north.rows if row.split == "test"), bench.study.data, north.task
+    )
     assert set(answer(bench, tests_only, describe=True).statistics) == {"incoming/test"}
     with pytest.raises(DataError, match="north: has no training images"):
         answer(bench, tests_only, fit=True)
@@ -191,9 +195,9 @@ def test_features_and_kernel_count_one_image_a_patient_the_rest_counts_all(tiny_
     images, device = north.images("train"), torch.device("cpu")
     backbone = plain(tiny_study).backbone
     shared = tuple(f"p{i // 3}" for i in range(len(images)))
-    told = describe(backbone, Images(images.pixels, images.targets, shared), tiny_study, device)
+    told = describe(backbone, task(tiny_study), Images(images.pixels, images.targets, shared), tiny_study, device)
     firsts = Images(images.pixels[::3], images.targets[::3], shared[::3])
-    alone = describe(backbone, firsts, tiny_study, device)
+    alone = describe(backbone, task(tiny_study), firsts, tiny_study, device)
     assert {kind: statistic.patients for kind, statistic in told.items()} == dict.fromkeys(told, 8)
     for kind in ("features", "kernel"):
         assert told[kind].fields() == alone[kind].fields()

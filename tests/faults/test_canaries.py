@@ -132,7 +132,7 @@ def site(study: Study, manifest: Path, name: str = "north") -> Site:
     """A site whose pictures are not yet decoded."""
     _, cohort = gather(study, manifest, Policy())
     held = cohort[name].data
-    return Site(name, SiteData(name, held.rows, held.data), Policy())
+    return Site(name, SiteData(name, held.rows, held.data, held.task), Policy())
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyclinic.models.adaptations.data import Augment
+from polyclinic.models.contracts import Views
+from polyclinic.models.tasks.classification import Classification
 
 STILL: dict[str, Any] = {"shift": 0.0, "zoom": 0.0, "rotate": 0.0, "brightness": 0.0, "contrast": 0.0}
 SIDE = 64
 
 
 def changed(pixels: Tensor, seed: int = 0, **knobs: Any) -> Tensor:
-    return Augment(**STILL | knobs).build().batch(pixels, torch.Generator().manual_seed(seed))
+    views, generator = Views(pixels, torch.zeros(len(pixels))), torch.Generator().manual_seed(seed)
+    return Augment(**STILL | knobs).build().batch(nn.Identity(), Classification(), views, generator).pixels
 
 
 def noise(count: int = 8, channels: int = 3, side: int = SIDE) -> Tensor:

@@ -45,7 +45,7 @@ def test_the_loss_is_scikit_learns_and_so_is_what_is_told(task: Classification) 
     logits, targets = drawn(task)
     truth = log_loss(task, logits, targets)
     assert task.loss(torch.from_numpy(logits), torch.from_numpy(targets)).item() == pytest.approx(truth, rel=1e-5)
-    outcome = task.tally(logits, targets, [str(i) for i in range(N)], bins=15, score_bins=256)
+    outcome = task.tally({"output": logits, "target": targets}, [str(i) for i in range(N)], bins=15, score_bins=256)
     assert outcome.nll / 2**UNIT / N == pytest.approx(truth, abs=1e-7)
     assert (outcome.images, outcome.patients, outcome.kind) == (N, N, task.kind)
 
@@ -70,7 +70,7 @@ def test_enormous_logits_are_sure_and_finite(task: Classification, size: float, 
     targets = drawn(task)[1]
     yes = np.eye(3)[targets] if task.kind == "multiclass" else targets.reshape(N, -1)
     logits = (np.where(yes == 1, size, -size) * (1 if right else -1)).astype(np.float32)
-    outcome = task.tally(logits, targets, [str(i) for i in range(N)], bins=15, score_bins=256)
+    outcome = task.tally({"output": logits, "target": targets}, [str(i) for i in range(N)], bins=15, score_bins=256)
     # three logits of which two are 1000 and the right one is -1000: 2000 + ln 2, cut off
     expected = 0.0 if right else min(NLL_CAP, 2 * size if task.kind == "multiclass" else size)
     assert outcome.nll / 2**UNIT / N == pytest.approx(expected)
@@ -82,7 +82,7 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
         logits, targets = drawn(task)
         logits[3] = np.nan
         with pytest.raises(DataError, match="no numbers"):
-            task.tally(logits, targets, [str(i) for i in range(N)], bins=15, score_bins=256)
+            task.tally({"output": logits, "target": targets}, [str(i) for i in range(N)], bins=15, score_bins=256)
 
 
 def test_targets_of_every_kind() -> None:

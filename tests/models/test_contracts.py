@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from polyclinic.models.contracts import Adaptation, Batch, PeftForm, Start, chain
+from polyclinic.models.chain import chain
+from polyclinic.models.contracts import Adaptation, Batch, Memory, PeftForm, Trained, Views
 from polyclinic.models.tasks.classification import Classification
+from tests.models.begun import begun
 
 
 def part(letter: str) -> Adaptation:
@@ -27,7 +29,14 @@ def part(letter: str) -> Adaptation:
         constant=lambda name: name == f"{letter}!",
         peft=(lambda model, tensors: PeftForm({}, {}, frozenset({letter})),),
         objective=lambda loss, start: lambda m, b: 2 * loss(m, b) + number * start.anchor["w"].sum(),
-        batch=lambda pixels, generator: 2 * pixels + number * torch.rand(pixels.shape, generator=generator),
+        batch=lambda model, task, views, generator: Views(
+            2 * views.pixels + number * torch.rand(views.pixels.shape, generator=generator), views.target + number
+        ),
+        still=lambda name: name == f"{letter}?",
+        personal=lambda model: frozenset({f"{letter}.own"}),
+        select=lambda start, generator: start.labelled[int(number) % 2 :],
+        weigh=lambda start: torch.full((len(start.labelled),), 1.0 + number),
+        settle=lambda model, start, trained: {f"{letter}/kept": torch.tensor(number * trained.steps)},
     )
 
 
@@ -35,7 +44,9 @@ def effect(adaptation: Adaptation) -> tuple[object, ...]:
     """Everything that an adaptation does, observed."""
     model, generator = nn.Module(), torch.Generator().manual_seed(0)
     adaptation.fit_in(model, generator)
-    start = Start({"w": torch.ones(1)}, lambda pixels: pixels, Classification(), torch.zeros(1))
+    start = begun(anchor={"w": torch.ones(1)}, targets=torch.zeros(5, dtype=torch.int64))
+    kept: Memory = adaptation.settle(model, start, Trained(0.1, 3))
+    views = adaptation.batch(model, Classification(), Views(torch.ones(2), torch.zeros(1)), generator)
     loss = adaptation.objective(lambda m, b: (b.output - b.target).sum(), start)
     extra = {"a.x": torch.ones(1), "b.x": torch.ones(1), "z.x": torch.ones(1)}
     return (
@@ -43,17 +54,24 @@ def effect(adaptation: Adaptation) -> tuple[object, ...]:
         {name: float(drawn) for name, drawn in model.named_buffers()},
         [adaptation.travels(name) for name in ("a", "b", "c", "z")],
         sorted(adaptation.receive(model, extra)),
-        float(loss(model, Batch(torch.ones(1), torch.tensor([3.0]), torch.tensor([1.0])))),
-        adaptation.batch(torch.ones(2), generator).tolist(),
+        float(loss(model, Batch(torch.ones(1), torch.ones(1), torch.tensor([3.0]), torch.tensor([1.0])))),
+        views.pixels.tolist(),
         [sorted(describe(model, {}).covers) for describe in adaptation.peft],
         sorted(adaptation.chosen(model)),
         [adaptation.constant(name) for name in ("a!", "b!", "c!", "a")],
+        views.target.tolist(),
+        [adaptation.still(name) for name in ("a?", "b?", "a")],
+        sorted(adaptation.personal(model)),
+        None if adaptation.select is None else adaptation.select(start, generator).tolist(),
+        None if adaptation.weigh is None else adaptation.weigh(start).tolist(),
+        {name: float(value) for name, value in kept.items()},
     )
 
 
 def test_the_empty_chain_is_the_identity() -> None:
     empty = chain()
-    assert effect(empty) == ([], {}, [False] * 4, [], 2.0, [1.0, 1.0], [], [], [False] * 4)
+    nothing = ([], {}, [False] * 4, [], 2.0, [1.0, 1.0], [], [], [False] * 4)
+    assert effect(empty) == (*nothing, [0.0], [False] * 3, [], None, None, {})
     a = part("a")
     assert effect(chain(a)) == effect(a) == effect(chain(empty, a)) == effect(chain(a, empty))
 
@@ -72,11 +90,12 @@ def test_grouping_changes_nothing_and_order_does() -> None:
 
 def test_batches_go_through_the_parts_in_order() -> None:
     def step(change: float) -> Adaptation:
-        def batch(pixels: Tensor, generator: torch.Generator) -> Tensor:
-            return pixels * 10 + change
+        def batch(model: nn.Module, task: object, views: Views, generator: torch.Generator) -> Views:
+            return Views(views.pixels * 10 + change, views.target)
 
         return Adaptation(families=frozenset({"data"}), batch=batch)
 
     both = chain(step(1), step(2))
     assert both.families == {"data"}
-    assert both.batch(torch.zeros(1), torch.Generator()).item() == pytest.approx(12.0)
+    views = both.batch(nn.Module(), Classification(), Views(torch.zeros(1), torch.zeros(1)), torch.Generator())
+    assert views.pixels.item() == pytest.approx(12.0)

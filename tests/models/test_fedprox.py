@@ -10,13 +10,13 @@ from polyclinic.core.study import Study
 from polyclinic.models.adaptations.objective import FedProx
 from polyclinic.models.contracts import Anchor, Batch, Start
 from polyclinic.models.network import build
-from polyclinic.models.tasks.classification import Classification
+from tests.models.begun import begun
 
 MU = 0.3
 
 
 def start(anchor: Anchor) -> Start:
-    return Start(anchor, lambda pixels: pixels, Classification(), torch.zeros(1))
+    return begun(anchor=anchor)
 
 
 def test_value_and_gradient_are_those_of_the_equation(tiny_study: Study) -> None:
@@ -34,7 +34,7 @@ def test_value_and_gradient_are_those_of_the_equation(tiny_study: Study) -> None
 
     def value_and_gradient(objective: object) -> tuple[float, dict[str, np.ndarray]]:
         adapted.network.zero_grad(set_to_none=True)
-        loss = objective(adapted.network, Batch(pixels, adapted.network(pixels), targets))  # type: ignore[operator]
+        loss = objective(adapted.network, Batch(pixels, pixels, adapted.network(pixels), targets))  # type: ignore[operator]
         loss.backward()
         named = dict(adapted.network.named_parameters())
         return loss.item(), {name: named[name].grad.double().numpy() for name in adapted.travelling}  # type: ignore[union-attr]
@@ -55,7 +55,7 @@ def test_at_the_anchor_it_changes_nothing(tiny_study: Study) -> None:
     adapted = build(tiny_study)
     anchor = adapted.write(adapted.read())
     objective = FedProx(mu=MU).build().objective(lambda model, batch: batch.output.sum(), start(anchor))
-    assert objective(adapted.network, Batch(torch.ones(2), torch.ones(2), torch.ones(2))).item() == 2.0
+    assert objective(adapted.network, Batch(torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(2))).item() == 2.0
 
 
 def test_it_belongs_to_the_objectives_and_says_so() -> None:

@@ -87,7 +87,10 @@ def federated(study: Study, manifest: Path) -> tuple[Workbench, Tensors, Tensors
     """(workbench, global state at the start, global state after the rounds), two sites, mean."""
     bench, strategy = Workbench(study, torch.device("cpu")), MeanStrategy()
     groups = sites(read_manifest(manifest, study.data, network.task(study), study.study.seed))
-    members = [Site(name, SiteData(name, groups[name], study.data), Policy()) for name in ("north", "south")]
+    members = [
+        Site(name, SiteData(name, groups[name], study.data, network.task(study)), Policy())
+        for name in ("north", "south")
+    ]
     before = frozen(bench)
     started = state = bench.adapted.read()
     for number in range(1, study.rounds.count + 1):

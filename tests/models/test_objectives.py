@@ -32,6 +32,7 @@ from polyclinic.models.adaptations.objective_classes import (
 from polyclinic.models.contracts import Batch, Objective, Start
 from polyclinic.models.network import build
 from polyclinic.models.tasks.classification import Classification
+from tests.models.begun import begun
 
 BINARY = Classification()
 FOUR = Classification(kind="multiclass", classes=("a", "b", "c", "d"))
@@ -54,7 +55,7 @@ def drawn(task: Classification, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def start(task: Classification, targets: Tensor, teacher: Tensor | None = None) -> Start:
-    return Start({}, lambda pixels: torch.zeros(0) if teacher is None else teacher, task, targets)
+    return begun(task, targets, forward=lambda pixels: torch.zeros(0) if teacher is None else teacher)
 
 
 def plain(task: Classification) -> Objective:
@@ -63,7 +64,7 @@ def plain(task: Classification) -> Objective:
 
 def value(method: Any, task: Classification, logits: Tensor, targets: Tensor, teacher: Tensor | None = None) -> Tensor:
     objective = method.build().objective(plain(task), start(task, targets, teacher))
-    result: Tensor = objective(nn.Identity(), Batch(torch.zeros(1), logits, targets))
+    result: Tensor = objective(nn.Identity(), Batch(torch.zeros(1), torch.zeros(1), logits, targets))
     return result
 
 
@@ -273,7 +274,7 @@ def test_the_global_models_outputs_are_those_of_the_state_that_the_round_began_w
         for weight in adapted.parameters():
             weight.add_(0.1)
     images = Images(np.zeros((2, 1, 32, 32), np.uint8), np.array([0, 1]), ("p", "q"))
-    begun = begin(adapted, task(tiny_study), images, tiny_study.training, anchor)
+    begun = begin(adapted, task(tiny_study), images, tiny_study.training, anchor, {}, None, torch.Generator())
     found = begun.forward(pixels)
     assert torch.equal(found, expected)
     assert not found.requires_grad

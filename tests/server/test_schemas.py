@@ -13,12 +13,14 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from polyclinic.core.runs import Run
+from polyclinic.core.statistics.metrics import JUDGED
 from polyclinic.core.study import Study
-from polyclinic.server.monitor import METRICS
 from polyclinic.simulations.simulate import Options, simulate
 from tests.conftest import write_images
 
 DOCS = Path(__file__).parents[2] / "docs" / "run-folder.md"
+
+METRICS = tuple(dict.fromkeys(metric.key for judged in JUDGED.values() for metric in judged.metrics))
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -105,7 +107,12 @@ def section(title: str) -> set[str]:
 
 def test_schemas_code_and_docs_name_the_same_figures() -> None:
     for name in ("summary", "round"):
-        assert tuple(schema(name)["$defs"]["metrics"]["properties"]) == METRICS
+        defined = schema(name)["$defs"]
+        chosen = [choice["$ref"].rpartition("/")[2] for choice in defined["metrics"]["oneOf"]]
+        assert chosen == [f"{kind}_metrics" for kind in JUDGED]
+        for kind, judged in JUDGED.items():
+            keys = [metric.key for metric in judged.metrics]
+            assert list(defined[f"{kind}_metrics"]["properties"]) == defined[f"{kind}_metrics"]["required"] == keys
     assert section("Figures") >= {*METRICS, "value", "low", "high", "bound", "why"}
 
 

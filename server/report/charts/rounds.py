@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from polyclinic.core.statistics.figures import Figure
+from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import svg, words
-from polyclinic.server.report.data import Evidence, Metric, pick
+from polyclinic.server.report.data import Evidence, pick
 from polyclinic.server.report.svg import Scale
 
 UNIT = (0.0, 1.0)

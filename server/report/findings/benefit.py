@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from polyclinic.core.statistics.figures import Figure
+from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, data, words
 from polyclinic.server.report.compare import Verdict
-from polyclinic.server.report.data import METRICS, Evidence, Metric, known, pick
+from polyclinic.server.report.data import Evidence, known, pick
 from polyclinic.server.report.findings.finding import FEW, NONE_SHOWN, Finding, Level, without
 
 ANSWERS: dict[Verdict, str] = {"better": "Yes", "worse": "No", "open": NONE_SHOWN.capitalize(), "unknown": "Unknown"}
@@ -58,7 +59,8 @@ def learned(evidence: Evidence) -> tuple[str, ...]:
     if {name for name, found in first.arrived.items() if known(found)} != told:
         return ()
     coarse = pick(first.pooled, evidence.metric.key).bound > COARSE
-    metric = next(m for m in METRICS if m.key == ("nll" if coarse else evidence.metric.key))
+    finer = [m for m in evidence.judged.metrics if m.key == "nll" and coarse]
+    metric = finer[0] if finer else evidence.metric
     before, after = pick(first.pooled, metric.key), pick(last, metric.key)
     moved = compare.apart(after, before)
     if before.value is None or after.value is None or moved.value is None:

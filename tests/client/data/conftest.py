@@ -18,6 +18,8 @@ class Digits:
 
     classes = ("0", "1", "2")
 
+    needs = "label"
+
     def target(self, label: str) -> int:
         if label not in self.classes:
             raise ValueError(f"unknown label '{label}'; the study knows 0, 1, 2")

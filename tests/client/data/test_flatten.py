@@ -13,6 +13,7 @@ from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.readers.reading import read
 from polyclinic.core.errors import DataError
 from polyclinic.core.study import Data, Range
+from polyclinic.models.tasks.classification import Classification
 from tests.client.data.medical import dataset, ramp, saved
 
 DATA = Data(image_size=16, volume="middle")
@@ -77,7 +78,7 @@ def test_a_site_trains_on_dicom_nifti_and_png_together(tmp_path, picture):
     rows = [
         Row(tmp_path / name, "N", "0", 0, "train", name, i) for i, name in enumerate(("a.dcm", "b.nii.gz", "c.png"))
     ]
-    pixels = SiteData("N", tuple(rows), Data(image_size=16)).images("train").pixels
+    pixels = SiteData("N", tuple(rows), Data(image_size=16), Classification()).images("train").pixels
     assert pixels.shape == (3, 1, 16, 16)
     assert np.array_equal(pixels[0], pixels[1])
     assert np.array_equal(pixels[2], read_image(tmp_path / "c.png", Data(image_size=16), None))

@@ -175,6 +175,8 @@ patients = st.lists(st.text(st.characters(codec="ascii", categories=["L", "N"]),
 @given(patients=patients, seed=st.integers(0, 2**32 - 1), order=st.randoms(use_true_random=False), data=st.data())
 def test_splits_are_by_patient_and_depend_on_nothing_else(patients, seed, order, data):
     class Any:
+        needs = "label"
+
         def target(self, label):
             return 0
 
@@ -211,6 +213,8 @@ def test_a_site_s_own_manifest_needs_no_column_of_sites_and_holds_no_other_site(
     (tmp_path / "two.csv").write_text("path,site,label\na.png,south,no\n")
 
     class Task:
+        needs = "label"
+
         def target(self, label: str) -> int:
             return int(label == "yes")
 

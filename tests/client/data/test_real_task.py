@@ -17,7 +17,7 @@ def test_targets_are_those_of_the_task(manifest):
     lines = ["a.png,N,mel,train,1", "b.png,N,nv,train,2", "c.png,N,bcc,train,3"]
     path = manifest(HEADER, lines)
     task = Classification(kind="multiclass", classes=("bcc", "mel", "nv"))
-    held = SiteData("N", read_manifest(path, Data(image_size=16), task, 0), Data(image_size=16))
+    held = SiteData("N", read_manifest(path, Data(image_size=16), task, 0), Data(image_size=16), task)
     assert held.images("train").targets.tolist() == [1, 2, 0]
 
 

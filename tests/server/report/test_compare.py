@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from polyclinic.core.statistics.figures import Bin, Figure, missing
+from polyclinic.core.statistics.metrics import JUDGED
 from polyclinic.server.report import compare, words
-from polyclinic.server.report.data import METRICS
 
-AUROC = METRICS[0]
-NLL = next(metric for metric in METRICS if metric.key == "nll")
+AUROC = JUDGED["outcome"].metrics[0]
+NLL = next(metric for metric in JUDGED["outcome"].metrics if metric.key == "nll")
 
 
 def test_a_difference_is_widened_by_what_binning_may_have_moved() -> None:

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from polyclinic.core.statistics.figures import Bin, Figure, missing
+from polyclinic.core.statistics.metrics import JUDGED
 from polyclinic.server.report import svg
 from polyclinic.server.report.charts import rounds
 from polyclinic.server.report.charts.forest import Row, forest
@@ -15,10 +16,9 @@ from polyclinic.server.report.charts.reliability import reliability
 from polyclinic.server.report.charts.rounds import Track
 from polyclinic.server.report.charts.shift import Place, shift_map
 from polyclinic.server.report.charts.traffic import Load, traffic
-from polyclinic.server.report.data import METRICS
 
 SVG = "{http://www.w3.org/2000/svg}"
-AUROC = METRICS[0]
+AUROC = JUDGED["outcome"].metrics[0]
 GAP = Figure(0.1, 0.05, 0.2)
 
 

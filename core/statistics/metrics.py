@@ -1,0 +1,74 @@
+"""Which figures each kind of outcome has, and how they are had: a kind of outcome is known here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polyclinic.core.statistics import figures as classification
+from polyclinic.core.statistics.figures import Bin, Figure
+from polyclinic.core.statistics.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of merit: its key in the files, its name for people, and whether more is better."""
+
+    key: str
+    name: str
+    more_is_better: bool
+
+    @property
+    def inline(self) -> str:
+        """Its name within a sentence."""
+        return self.name if self.name.isupper() else self.name.lower()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How one kind of outcome is judged.
+
+    Attributes:
+        metrics: its figures, in the order of tables.
+        leading: keys; the first of these that any site has is the figure by which sites are compared.
+        figures: (outcome, generator or None) → figures by key; without a generator those of a bootstrap lack intervals.
+        reliability: outcome → the bins of its reliability diagram.
+    """
+
+    metrics: tuple[Metric, ...]
+    leading: tuple[str, ...]
+    figures: Callable[[Any, np.random.Generator | None], dict[str, Figure]]
+    reliability: Callable[[Any], tuple[Bin, ...]]
+
+    @property
+    def first(self) -> Metric:
+        """The first of its leading figures."""
+        return next(metric for metric in self.metrics if metric.key == self.leading[0])
+
+
+JUDGED: Mapping[str, Judged] = {
+    Outcome.name: Judged(
+        metrics=(
+            Metric("auroc", "AUROC", True),
+            Metric("accuracy", "Accuracy", True),
+            Metric("balanced_accuracy", "Balanced accuracy", True),
+            Metric("nll", "Log loss", False),
+            Metric("brier", "Brier score", False),
+            Metric("ece", "Calibration error", False),
+            Metric("ece_adaptive", "Adaptive calibration error", False),
+        ),
+        leading=("auroc", "balanced_accuracy", "nll"),
+        figures=classification.figures,
+        reliability=classification.reliability,
+    ),
+}
+"""By the name of the statistic."""
+
+
+def kind_of(keys: Iterable[str]) -> Judged | None:
+    """The kind of outcome that has figures under exactly these keys."""
+    found = set(keys)
+    return next((kind for kind in JUDGED.values() if found == {metric.key for metric in kind.metrics}), None)
