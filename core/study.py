@@ -85,8 +85,8 @@ class Data(Config):
 
     For DICOM, NIfTI and their kin, ``intensity`` says how values become 8 bits: by the file's own "window" (by
     percentiles where it has none), always by "percentiles" (the 0.5th to black, the 99.5th to white), or by a fixed
-    range. ``volume`` says what becomes of several slices or frames: "refuse", take the "middle" one, or keep the "whole",
-    brought to ``depth`` slices.
+    range. ``volume`` says what becomes of several slices or frames: "refuse", take the "middle" one, or keep the
+    "whole", brought to ``depth`` slices.
 
     ``boxes`` is the file, seen from the manifest's folder, that lists the boxes of a detection task.
     """
