@@ -86,7 +86,7 @@ def _table(result: dict[str, Any]) -> None:
 
     judged = [row["metrics"] for row in (*result["sites"].values(), result["pooled"]) if row["metrics"]]
     kind = kind_of(judged[0] if judged else ()) or JUDGED["outcome"]
-    names = {metric.key: metric.name for metric in kind.metrics}
+    names = {metric.key: metric.name for metric in kind.metrics if metric.key in kind.brief}
     images = {"all": "all images"}.get(result["split"], f"{result['split']} images")
     table = Table("site", "images", "patients", *names.values(), title=f"On {images}, with 95 % intervals")
     notes: list[str] = []

@@ -119,10 +119,7 @@ def statistics(study: Study) -> list[Told]:
     task: Any = study.task
     monitoring = study.monitoring
     outcome = _count(task.blank(bins=monitoring.bins, score_bins=monitoring.score_bins))
-    judged = (
-        f"confusion counts, sums of loss and Brier score, {monitoring.bins} reliability bins, scores in "
-        f"{monitoring.score_bins} bins"
-    )
+    judged = task.told(bins=monitoring.bins, score_bins=monitoring.score_bins)
     dims, waves, k = monitoring.feature_dims, monitoring.kernel_features, len(task.classes)
     moments = FeatureMoments(0, np.zeros(dims, np.int64), np.zeros(dims * (dims + 1) // 2, np.int64))
     kernel = KernelMeans(0, 0, np.zeros(waves, np.int64), np.zeros(waves * (waves + 1) // 2, np.int64))
@@ -149,7 +146,8 @@ def _training(offer: Offer, home: Home) -> Iterator[str]:
     yield f"This site's own images: those of '{home.settings.name}' in {home.manifest}, as train, val and test split."
     yield "What of the backbone is not named here stays as it was pretrained."
     yield from (method.explain() for method in study.adaptation)
-    yield f"A linear head trains from the pooled features ({study.backbone.pooling})."
+    task: Any = study.task
+    yield task.trained(study.backbone.pooling)
     yield f"Together {weights:,} weights train."
 
 

@@ -136,6 +136,12 @@ class Task(Protocol):
     def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Statistic:
         """Mergeable outcome of all images of a split together."""
 
+    def trained(self, pooling: str) -> str:
+        """What the head is, and what of the backbone it is given, in one sentence; ``pooling`` is the study's."""
+
+    def told(self, *, bins: int, score_bins: int) -> str:
+        """What an outcome holds, in words for the site that tells it."""
+
     def blank(self, *, bins: int, score_bins: int) -> Statistic:
         """The outcome of no image: what every outcome of this task must be able to merge with."""
 

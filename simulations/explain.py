@@ -5,7 +5,7 @@ from __future__ import annotations
 from polyclinic.core.explain import NO_PRIVACY, STAYS, course
 from polyclinic.core.study import Study
 from polyclinic.core.update import encode
-from polyclinic.models.network import build
+from polyclinic.models.network import build, task
 
 
 def explain(study: Study) -> dict[str, list[str]]:
@@ -20,7 +20,7 @@ def explain(study: Study) -> dict[str, list[str]]:
         "What trains": [
             f"The backbone is {study.backbone.reference}; what of it is not named here stays as it was pretrained.",
             *(method.explain() for method in study.adaptation),
-            f"A linear head trains from the pooled features ({study.backbone.pooling}).",
+            task(study).trained(study.backbone.pooling),
             f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {factors:,} in the backbone's "
             f"adapters, {trained - factors:,} in the head.",
         ],
@@ -41,8 +41,7 @@ def leaving(study: Study, size: int) -> list[str]:
         f"The trained weights above: {size:,} bytes a round.",
         "Counts of images and patients by split, and the seconds that the work took.",
         f"How the model did on validation images (each round) and on validation and test images (at the end): "
-        f"confusion counts, sums of loss and Brier score, {monitoring.bins} reliability bins, scores in "
-        f"{monitoring.score_bins} bins.",
+        f"{task(study).told(bins=monitoring.bins, score_bins=monitoring.score_bins)}.",
         f"{once}, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
         f"of frozen features and of {monitoring.kernel_features} random Fourier features (one image a patient), a "
         "histogram of intensities, counts of labels.",

@@ -33,12 +33,14 @@ class Judged:
 
     Attributes:
         metrics: its figures, in the order of tables.
+        brief: keys of those for which a narrow table has room.
         leading: keys; the first of these that any site has is the figure by which sites are compared.
         figures: (outcome, generator or None) → figures by key; without a generator those of a bootstrap lack intervals.
         reliability: outcome → the bins of its reliability diagram.
     """
 
     metrics: tuple[Metric, ...]
+    brief: tuple[str, ...]
     leading: tuple[str, ...]
     figures: Callable[[Any, np.random.Generator | None], dict[str, Figure]]
     reliability: Callable[[Any], tuple[Bin, ...]]
@@ -60,6 +62,7 @@ JUDGED: Mapping[str, Judged] = {
             Metric("ece", "Calibration error", False),
             Metric("ece_adaptive", "Adaptive calibration error", False),
         ),
+        brief=("auroc", "accuracy", "nll", "brier", "ece"),
         leading=("auroc", "balanced_accuracy", "nll"),
         figures=classification.figures,
         reliability=classification.reliability,

@@ -144,6 +144,14 @@ class Classification(Method):
                 probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
         return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
 
+    def trained(self, pooling: str) -> str:
+        """The linear head."""
+        return f"A linear head trains from the pooled features ({pooling})."
+
+    def told(self, *, bins: int, score_bins: int) -> str:
+        """What an outcome holds."""
+        return f"confusion counts, sums of loss and Brier score, {bins} reliability bins, scores in {score_bins} bins"
+
     def blank(self, *, bins: int, score_bins: int) -> Outcome:
         """The outcome of no image."""
         target = np.zeros((0, len(self.classes)) if self.kind == "multilabel" else 0, np.int64)
