@@ -126,7 +126,7 @@ def sentence(study: Study, event: Event) -> str:
     kind = kind_of(incoming or ())
     named = {} if kind is None else {metric.key: metric.inline for metric in kind.metrics}
     for key in () if kind is None else kind.leading:
-        if not parts and incoming[key]["value"] is not None:
+        if not parts and incoming.get(key, {}).get("value") is not None:
             parts.append(f"began from {named[key]} {incoming[key]['value']:.3f} pooled")
     if worst:
         parts.append(f"{worst['value']:.3f} at worst ({worst['site']})")

@@ -72,6 +72,7 @@ JUDGED: Mapping[str, Judged] = {
 
 
 def kind_of(keys: Iterable[str]) -> Judged | None:
-    """The kind of outcome that has figures under exactly these keys."""
+    """The first kind of outcome that has figures under all of these keys; None if there is none, or no key."""
     found = set(keys)
-    return next((kind for kind in JUDGED.values() if found == {metric.key for metric in kind.metrics}), None)
+    kinds = (kind for kind in JUDGED.values() if found and found <= {metric.key for metric in kind.metrics})
+    return next(kinds, None)

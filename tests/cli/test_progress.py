@@ -95,7 +95,7 @@ def test_a_round_without_figures_still_has_a_sentence(tiny_study: Study) -> None
     assert sentence(tiny_study, Event("done", 1, record=RECORD | nothing)) == "round 1/2: 1 site, 1.2 MB, 4.1 s"
     one_class = {"pooled": {"incoming": {"auroc": {"value": None}, "nll": {"value": 0.5}}}, "worst_site": None}
     said = sentence(tiny_study, Event("done", 1, record=RECORD | one_class))
-    assert said == "round 1/2: began from NLL 0.500 pooled; 2 sites, 1.2 MB, 4.1 s"
+    assert said == "round 1/2: began from log loss 0.500 pooled; 2 sites, 1.2 MB, 4.1 s"
 
 
 def test_a_result_without_figures_says_why() -> None:
