@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.evaluate import describe, outcome
+from polyclinic.client.examples import write_examples
 from polyclinic.client.fit import fit
 from polyclinic.client.keep import Keep, Kept
 from polyclinic.client.policy import Kind, Policy
-from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, UpdateError
+from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, RunError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
@@ -101,6 +102,8 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         update = Update(site.name, weight(study, site), bench.adapted.read())
     if not instruction.describe:
         bench.rest()
+    if not instruction.fit:
+        show(bench, site)
     return Reply(
         site=site.name,
         study=study.digest,
@@ -134,6 +137,19 @@ def judge(bench: Workbench, site: Site, split: str) -> Statistic | Withheld | No
         return None
     found = outcome(bench.adapted.network, bench.task, images, bench.study, bench.device)
     return site.policy.release("outcome", found)
+
+
+def show(bench: Workbench, site: Site) -> None:
+    """Leaves examples of what the last model does, for this site's eyes; they are no reason to fail."""
+    images = site.data.images("val")
+    images = images if len(images) else site.data.images("test")
+    if site.keep.folder is None or not len(images):
+        return
+    try:
+        given = (bench.adapted.network, bench.task, images, bench.study, site.name, bench.device)
+        write_examples(site.keep.folder, *given)
+    except RunError as failure:
+        logging.getLogger(__name__).warning("%s: no examples: %s", site.name, failure)
 
 
 def weight(study: Study, site: Site) -> int:

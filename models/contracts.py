@@ -83,6 +83,20 @@ Objective = Callable[[nn.Module, Batch], Tensor]
 """(model, batch) → scalar loss: the mean over the batch."""
 
 
+@dataclass(frozen=True)
+class Example:
+    """One picture with what a model made of it, for the eyes of its own site.
+
+    Attributes:
+        picture: uint8 [H, W, 3], what is true and what was found drawn in where it has a place.
+        truth, found: in words.
+    """
+
+    picture: np.ndarray
+    truth: str
+    found: str
+
+
 class Task(Protocol):
     """What is predicted, how it is trained and how it is judged. Its configuration class is the plugin.
 
@@ -135,6 +149,9 @@ class Task(Protocol):
 
     def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Statistic:
         """Mergeable outcome of all images of a split together."""
+
+    def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
+        """An example from uint8 [C, (D,) S, S], an output […] and a target […] of one picture."""
 
     def trained(self, pooling: str) -> str:
         """What the head is, and what of the backbone it is given, in one sentence; ``pooling`` is the study's."""

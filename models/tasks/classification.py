@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.statistics.outcome import Outcome, tally
-from polyclinic.models.contracts import Findings, Needs, Shape
+from polyclinic.models.contracts import Example, Findings, Needs, Shape
 
 
 class Classification(Method):
@@ -143,6 +143,20 @@ class Classification(Method):
                 probabilities = np.exp(-np.logaddexp(0.0, -logits))
                 probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
         return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
+
+    def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
+        """The picture as it is, or the middle slice of a volume, with the classes and their probabilities."""
+        flat = pixels if pixels.ndim == 3 else pixels[:, pixels.shape[1] // 2]
+        picture = np.repeat(flat, 3 // len(flat), axis=0).transpose(1, 2, 0)
+        scores = torch.from_numpy(output)
+        if self.kind == "multilabel":
+            yes = [name for name, on in zip(self.classes, target, strict=True) if on]
+            odds = zip(self.classes, scores.sigmoid().tolist(), strict=True)
+            return Example(picture, ", ".join(yes) or "none", ", ".join(f"{name} {p:.2f}" for name, p in odds))
+        single = self.kind == "binary"
+        p = torch.cat([1 - scores.sigmoid(), scores.sigmoid()]) if single else scores.softmax(dim=0)
+        best = int(p.argmax())
+        return Example(picture, self.classes[int(target)], f"{self.classes[best]} {float(p[best]):.2f}")
 
     def trained(self, pooling: str) -> str:
         """The linear head."""
