@@ -1,0 +1,172 @@
+"""The private step: one gradient a patient, clipped once, summed, noised, divided by the expected number.
+
+Abadi et al. 2016 (arXiv 1607.00133) with patients for the unit: what one patient can change of the released sum is at
+most ``clip``, whatever that patient's pictures are and however many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from polyclinic.client.private.noise import Chance, released
+from polyclinic.models.contracts import Batch, Objective, Views
+from polyclinic.models.network import Network
+from polyclinic.models.per_example import PerExample
+
+Clipping = Literal["flat", "per_layer", "automatic"]
+GAMMA = 0.01
+"""Stabiliser of automatic clipping (Bu et al. 2023, arXiv 2206.07136, their default)."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a private step promises.
+
+    Attributes:
+        noise: noise multiplier: the noise's standard deviation is ``noise`` × ``clip``.
+        clip: most that one patient's gradient can be long, over all weights together.
+        clipping: "flat" shortens the whole gradient; "per_layer" every weight's by itself, to an equal share of the
+            square of ``clip``; "automatic" brings every gradient to about ``clip`` (Bu et al. 2023).
+        expected: patients expected in a step; what the sum is divided by.
+    """
+
+    noise: float
+    clip: float
+    clipping: Clipping
+    expected: float
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Whole patients' pictures that go through the model together.
+
+    Attributes:
+        views: pictures and targets [N, …].
+        patients: [N] whose each is: 0 … count − 1, in this order.
+        count: how many patients.
+    """
+
+    views: Views
+    patients: Tensor
+    count: int
+
+
+Gradients = dict[str, Tensor]
+
+
+class PrivateStep:
+    """Gradients of ``objective`` under ``terms``; see ``gradient``.
+
+    Where some weight has no gradient by picture of its own (a bare parameter: a class token, a scale), patients go
+    through the model one after another: as exact, and slower.
+    """
+
+    def __init__(self, network: Network, objective: Objective, terms: Terms, chance: Chance) -> None:
+        self._network, self._objective, self.terms, self._chance = network, objective, terms, chance
+        self._recorder = PerExample(network)
+        self._asks: bool | None = None
+        self._weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether patients go through the model one after another."""
+        return bool(self._recorder.without)
+
+    def gradient(self, portions: Iterator[Portion], public: Views) -> Gradients:
+        """Name → what an optimiser is to take for the gradient, float32.
+
+        Args:
+            portions: the pictures of the patients who were drawn; may be none.
+            public: one picture of nobody's, for what an objective asks of the weights themselves.
+        """
+        sums = {name: torch.zeros(w.shape, dtype=torch.float64, device=w.device) for name, w in self._weights.items()}
+        for portion in portions:
+            each = self.by_patient(portion)
+            for name, scale in self.scales(each).items():
+                sums[name] += torch.tensordot(scale, each[name], dims=1)
+        deviation = self.terms.noise * self.terms.clip
+        own = self.of_nobody(public) if self._asks is not False else {}
+        self._asks = bool(own)  # of an objective's kind, not of data: once nothing, always nothing
+        return {
+            name: (released(total, deviation, self._chance) / self.terms.expected).float() + own.get(name, 0.0)
+            for name, total in sums.items()
+        }
+
+    def by_patient(self, portion: Portion) -> Gradients:
+        """Name → [count, …]: the gradient of the mean of each patient's losses."""
+        if self.one_by_one:
+            return brute_force(self._network, self._objective, portion)
+        pictures = torch.bincount(portion.patients, minlength=portion.count)
+        with self._recorder.recording() as found:
+            losses = self._losses(portion.views)
+            (losses / pictures[portion.patients].to(losses)).sum().backward()
+        for weight in self._weights.values():
+            weight.grad = None  # what an objective asks of the weights themselves: see ``of_nobody``
+        return {name: self._summed(found, name, portion) for name in self._weights}
+
+    def scales(self, each: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Name → [count] by what each patient's gradient is multiplied."""
+        squares = {name: rows.flatten(1).square().sum(dim=1) for name, rows in each.items()}
+        clip, tiny = self.terms.clip, torch.finfo(torch.float32).tiny
+        if self.terms.clipping == "per_layer":
+            share = clip / len(squares) ** 0.5
+            return {name: (share / s.sqrt().clamp_min(tiny)).clamp_max(1.0) for name, s in squares.items()}
+        norm = torch.stack(list(squares.values())).sum(dim=0).sqrt()
+        if self.terms.clipping == "automatic":
+            return dict.fromkeys(squares, clip / (norm + GAMMA))
+        return dict.fromkeys(squares, (clip / norm.clamp_min(tiny)).clamp_max(1.0))
+
+    def of_nobody(self, public: Views) -> Gradients:
+        """What the objective asks of the weights themselves, such as a pull to the global model; depends on no data.
+
+        Nothing where patients go one by one: it is then part of each patient's gradient, and clipped with it.
+        """
+        if self.one_by_one:
+            return {}
+        with self._recorder.recording():
+            self._losses(public).sum().backward()
+        found = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
+        for weight in self._weights.values():
+            weight.grad = None
+        return found
+
+    def _losses(self, views: Views) -> Tensor:
+        """[N]: each picture's by itself, so that whatever an objective averages over, it averages over one picture."""
+        encoded = self._network.encode(views.pixels)
+        features, output = encoded.pooled.float(), self._network.decide(encoded).float()
+        rows: Sequence[Batch] = [
+            Batch(views.pixels[i : i + 1], features[i : i + 1], output[i : i + 1], views.target[i : i + 1])
+            for i in range(len(output))
+        ]
+        return torch.stack([self._objective(self._network, row) for row in rows])
+
+    def _summed(self, found: Mapping[str, Tensor], name: str, portion: Portion) -> Tensor:
+        rows = found.get(name)
+        if rows is None:  # the loss does not depend on it
+            return self._weights[name].new_zeros((portion.count, *self._weights[name].shape))
+        if portion.count == len(rows):
+            return rows
+        total = rows.new_zeros((portion.count, *rows.shape[1:]))
+        return total.index_add_(0, portion.patients, rows)
+
+
+def brute_force(network: Network, objective: Objective, portion: Portion) -> Gradients:
+    """The same as ``by_patient``, one patient at a time and by autograd alone: the truth that steps are held to."""
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    rows: dict[str, list[Tensor]] = {name: [] for name in weights}
+    for patient in range(portion.count):
+        losses = []
+        for i in torch.nonzero(portion.patients == patient).flatten().tolist():
+            views = Views(portion.views.pixels[i : i + 1], portion.views.target[i : i + 1])
+            encoded = network.encode(views.pixels)
+            output = network.decide(encoded).float()
+            losses.append(objective(network, Batch(views.pixels, encoded.pooled.float(), output, views.target)))
+        found = torch.autograd.grad(torch.stack(losses).mean(), list(weights.values()), allow_unused=True)
+        for (name, weight), gradient in zip(weights.items(), found, strict=True):
+            rows[name].append(torch.zeros_like(weight) if gradient is None else gradient)
+    return {name: torch.stack(gradients) for name, gradients in rows.items()}

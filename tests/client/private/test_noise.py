@@ -1,0 +1,71 @@
+"""What a private step draws: of the right distribution, on its grid, and foreseeable only where it says so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from polyclinic.client.private.noise import GRID, Chance, Simulated, System, drawn, gaussian, released
+
+MANY = 200_000
+BOTH: list[Chance] = [System(), Simulated(5)]
+
+
+@pytest.mark.parametrize("chance", BOTH, ids=["system", "simulated"])
+def test_gaussian_numbers_are_so_by_the_kolmogorov_smirnov_test_and_do_not_know_their_neighbours(
+    chance: Chance,
+) -> None:
+    numbers = gaussian(chance, MANY).numpy()
+    assert numbers.dtype == np.float64
+    assert stats.kstest(numbers, "norm").pvalue > 1e-6
+    for lag in (1, 2, 7, MANY // 2):
+        assert abs(np.corrcoef(numbers[:-lag], numbers[lag:])[0, 1]) < 6 / np.sqrt(MANY - lag)
+    assert abs(np.corrcoef(numbers[:-1] ** 2, numbers[1:] ** 2)[0, 1]) < 6 / np.sqrt(MANY)
+    assert stats.kstest((numbers[:-1] + numbers[1:]) / np.sqrt(2), "norm").pvalue > 1e-6
+
+
+def test_uniform_numbers_are_so_and_never_zero() -> None:
+    numbers = System().uniform(MANY)
+    assert stats.kstest(numbers, "uniform").pvalue > 1e-6
+    assert numbers.min() > 0
+    assert numbers.max() <= 1
+    assert np.array_equal(numbers * 2**53, np.rint(numbers * 2**53))
+    everything = System(entropy=bytes).uniform(4)  # one key gives one stream, another another
+    assert np.array_equal(everything, System(entropy=bytes).uniform(4))
+    assert not np.array_equal(everything, System(entropy=lambda count: b"\1" * count).uniform(4))
+
+
+def test_a_poisson_sample_has_the_size_of_a_binomial_and_takes_each_alike() -> None:
+    chance, rate, count, times = Simulated(1), 0.3, 40, 2000
+    taken = np.zeros((times, count))
+    for row in taken:
+        row[drawn(chance, count, rate)] = 1
+    sizes = taken.sum(axis=1)
+    expected = stats.binom.pmf(np.arange(count + 1), count, rate) * times
+    enough = expected > 8
+    seen = np.bincount(sizes.astype(int), minlength=count + 1)
+    rest = [seen[~enough].sum()], [expected[~enough].sum()]
+    found = stats.chisquare(np.append(seen[enough], rest[0]), np.append(expected[enough], rest[1]))
+    assert found.pvalue > 1e-6
+    assert (np.abs(taken.mean(axis=0) - rate) < 6 * np.sqrt(rate * (1 - rate) / times)).all()
+    assert len(drawn(chance, count, 1.0)) == count
+    assert len(drawn(chance, 0, 0.5)) == 0
+
+
+def test_a_seed_repeats_and_the_system_does_not() -> None:
+    assert torch.equal(gaussian(Simulated(3), 50), gaussian(Simulated(3), 50))
+    assert not torch.equal(gaussian(Simulated(3), 50), gaussian(Simulated(4), 50))
+    assert not torch.equal(gaussian(System(), 50), gaussian(System(), 50))
+    assert (System().kind, Simulated(0).kind) == ("system", "simulated")
+
+
+@pytest.mark.parametrize("deviation", [0.7, 3.0, 1e-4])
+def test_what_is_released_lies_on_a_grid_that_no_data_choose(deviation: float) -> None:
+    total = torch.linspace(-1, 1, 5000, dtype=torch.float64) * np.pi
+    result = released(total, deviation, Simulated(2))
+    grid = 2.0 ** np.floor(np.log2(deviation)) * GRID
+    assert torch.equal(result, torch.round(result / grid) * grid)
+    assert stats.kstest(((result - total) / deviation).numpy(), "norm").pvalue > 1e-6
+    assert torch.equal(released(total, 0.0, Simulated(2)), total)
