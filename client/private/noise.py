@@ -87,5 +87,5 @@ def released(total: Tensor, deviation: float, chance: Chance) -> Tensor:
     if deviation == 0.0:
         return total
     noise = gaussian(chance, total.numel()).view(total.shape).to(total.device)
-    grid = 2.0 ** np.floor(np.log2(deviation)) * GRID
+    grid = 2.0 ** math.floor(math.log2(deviation)) * GRID
     return torch.round((total + deviation * noise) / grid) * grid
