@@ -1,18 +1,18 @@
-"""Where a private step's chance comes from: the operating system, or, for simulations, a seed.
+"""What a private step draws: numbers that follow from one key of 32 bytes, and that nobody without it can foresee.
 
-Secure numbers are the key stream of AES-256 in counter mode under a fresh key of the operating system's generator for
-every draw. Gaussian numbers are made in float64, each the scaled sum of two (Holohan & Braghin 2021, arXiv 2107.10138:
-from a sum nobody works back to the uniform numbers), and what is released is rounded to a grid that depends on no data
-(after Mironov 2012: the low bits of a sum would tell which numbers were added). What remains is in docs/privacy.md.
+The key is the reservation's in the site's ledger: drawn from the operating system's generator, or, for simulations,
+worked out from a seed. It is stretched by AES-256 in counter mode. A round that is worked out again under one key is
+the same release, to the bit.
+
+Gaussian numbers are made in float64, each the scaled sum of two (Holohan & Braghin 2021, arXiv 2107.10138: from a sum
+nobody works back to the uniform numbers), and what is released is rounded to a grid that depends on no data (after
+Mironov 2012: the low bits of a sum would tell which numbers were added). What remains is in docs/privacy.md.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Floats = NDArray[np.float64]
+KEY = 32
+"""Bytes of a key."""
 GRID = 2.0**-16
 """Of the noise's own size: the step of the grid on which a release lies."""
 SUMMANDS = 2
@@ -29,39 +31,26 @@ SUMMANDS = 2
 class Chance(Protocol):
     """What a private step draws from."""
 
-    @property
-    def kind(self) -> Literal["system", "simulated"]:
-        """Whether anybody could foresee it."""
-
     def uniform(self, count: int) -> Floats:
-        """[count] numbers in (0, 1], each a multiple of 2^-53."""
+        """[count] numbers in (0, 1], each a multiple of 2^-53: the next ones."""
 
 
-@dataclass(frozen=True)
-class System:
-    """The operating system's secure generator, stretched by a stream cipher."""
+class Keyed:
+    """The numbers that follow from a key of 32 bytes.
 
-    kind: Literal["system"] = "system"
-    entropy: Callable[[int], bytes] = os.urandom
+    Raises:
+        ValueError: a key of another length.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY:
+            raise ValueError(f"a key has {KEY} bytes, not {len(key)}")
+        self._stream = Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
     def uniform(self, count: int) -> Floats:
         """See ``Chance``."""
-        cipher = Cipher(algorithms.AES256(self.entropy(32)), modes.CTR(bytes(16)))
-        whole = np.frombuffer(cipher.encryptor().update(bytes(8 * count)), dtype="<u8") >> np.uint64(11)
+        whole = np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8") >> np.uint64(11)
         return (whole.astype(np.float64) + 1.0) * 2.0**-53
-
-
-class Simulated:
-    """A seeded generator: reproducible, and so no protection whatever."""
-
-    kind: Literal["simulated"] = "simulated"
-
-    def __init__(self, seed: int) -> None:
-        self._generator = np.random.Generator(np.random.Philox(seed))
-
-    def uniform(self, count: int) -> Floats:
-        """See ``Chance``."""
-        return (self._generator.integers(0, 2**53, count).astype(np.float64) + 1.0) * 2.0**-53
 
 
 def drawn(chance: Chance, count: int, rate: float) -> NDArray[np.int64]:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
-from polyclinic.client.private.noise import GRID, Chance, Simulated, System, drawn, gaussian, released
+from polyclinic.client.private.noise import GRID, Chance, Keyed, drawn, gaussian, released
 
 MANY = 200_000
-BOTH: list[Chance] = [System(), Simulated(5)]
 
 
-@pytest.mark.parametrize("chance", BOTH, ids=["system", "simulated"])
-def test_gaussian_numbers_are_so_by_the_kolmogorov_smirnov_test_and_do_not_know_their_neighbours(
-    chance: Chance,
-) -> None:
-    numbers = gaussian(chance, MANY).numpy()
+def keyed(seed: int) -> Chance:
+    return Keyed(seed.to_bytes(32, "little"))
+
+
+def test_gaussian_numbers_are_so_by_the_kolmogorov_smirnov_test_and_do_not_know_their_neighbours() -> None:
+    numbers = gaussian(keyed(5), MANY).numpy()
     assert numbers.dtype == np.float64
     assert stats.kstest(numbers, "norm").pvalue > 1e-6
     for lag in (1, 2, 7, MANY // 2):
@@ -27,18 +28,28 @@ def test_gaussian_numbers_are_so_by_the_kolmogorov_smirnov_test_and_do_not_know_
 
 
 def test_uniform_numbers_are_so_and_never_zero() -> None:
-    numbers = System().uniform(MANY)
+    numbers = keyed(7).uniform(MANY)
     assert stats.kstest(numbers, "uniform").pvalue > 1e-6
     assert numbers.min() > 0
     assert numbers.max() <= 1
     assert np.array_equal(numbers * 2**53, np.rint(numbers * 2**53))
-    everything = System(entropy=bytes).uniform(4)  # one key gives one stream, another another
-    assert np.array_equal(everything, System(entropy=bytes).uniform(4))
-    assert not np.array_equal(everything, System(entropy=lambda count: b"\1" * count).uniform(4))
+
+
+def test_they_are_the_key_stream_of_the_cipher_and_never_come_twice() -> None:
+    key, zero = bytes(range(32)), bytes(16)
+    block = b"".join(
+        Cipher(algorithms.AES256(key), modes.ECB()).encryptor().update(i.to_bytes(16, "big")) for i in range(4)
+    )
+    truth = [((int.from_bytes(block[i : i + 8], "little") >> 11) + 1) / 2**53 for i in range(0, 64, 8)]
+    chance = Keyed(key)
+    assert [*chance.uniform(3), *chance.uniform(5)] == truth
+    assert len(set(Keyed(zero + zero).uniform(1000)) | set(keyed(1).uniform(1000))) == 2000
+    with pytest.raises(ValueError, match="32 bytes"):
+        Keyed(zero)
 
 
 def test_a_poisson_sample_has_the_size_of_a_binomial_and_takes_each_alike() -> None:
-    chance, rate, count, times = Simulated(1), 0.3, 40, 2000
+    chance, rate, count, times = keyed(1), 0.3, 40, 2000
     taken = np.zeros((times, count))
     for row in taken:
         row[drawn(chance, count, rate)] = 1
@@ -54,18 +65,16 @@ def test_a_poisson_sample_has_the_size_of_a_binomial_and_takes_each_alike() -> N
     assert len(drawn(chance, 0, 0.5)) == 0
 
 
-def test_a_seed_repeats_and_the_system_does_not() -> None:
-    assert torch.equal(gaussian(Simulated(3), 50), gaussian(Simulated(3), 50))
-    assert not torch.equal(gaussian(Simulated(3), 50), gaussian(Simulated(4), 50))
-    assert not torch.equal(gaussian(System(), 50), gaussian(System(), 50))
-    assert (System().kind, Simulated(0).kind) == ("system", "simulated")
+def test_a_key_repeats_and_another_does_not() -> None:
+    assert torch.equal(gaussian(keyed(3), 50), gaussian(keyed(3), 50))
+    assert not torch.equal(gaussian(keyed(3), 50), gaussian(keyed(4), 50))
 
 
 @pytest.mark.parametrize("deviation", [0.7, 3.0, 1e-4])
 def test_what_is_released_lies_on_a_grid_that_no_data_choose(deviation: float) -> None:
     total = torch.linspace(-1, 1, 5000, dtype=torch.float64) * np.pi
-    result = released(total, deviation, Simulated(2))
+    result = released(total, deviation, keyed(2))
     grid = 2.0 ** np.floor(np.log2(deviation)) * GRID
     assert torch.equal(result, torch.round(result / grid) * grid)
     assert stats.kstest(((result - total) / deviation).numpy(), "norm").pvalue > 1e-6
-    assert torch.equal(released(total, 0.0, Simulated(2)), total)
+    assert torch.equal(released(total, 0.0, keyed(2)), total)

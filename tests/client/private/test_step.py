@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyclinic.client.private.fit import Private, demand_exact, held, nobodys, portions
-from polyclinic.client.private.noise import Simulated
+from polyclinic.client.private.noise import Chance, Keyed
 from polyclinic.client.private.step import GAMMA, Portion, PrivateStep, Terms, brute_force
 from polyclinic.core import study as studies
 from polyclinic.core.errors import UpdateError
@@ -25,6 +25,10 @@ EXACT = ["lora", "rslora", "dora", "pissa", "layernorm", "bitfit", "last_blocks"
 QUIET = Terms(noise=0.0, clip=0.8, clipping="flat", expected=5.0)
 CLIPPINGS = ["flat", "per_layer", "automatic"]
 WHOSE = torch.tensor([0, 0, 1, 2, 2, 2, 3])
+
+
+def keyed(seed: int) -> Chance:
+    return Keyed(seed.to_bytes(32, "little"))
 
 
 def study(*methods: str) -> Study:
@@ -62,7 +66,7 @@ def public() -> Views:
 def test_every_patients_gradient_is_what_autograd_gives_for_that_patient_alone(method: str) -> None:
     made = study(method)
     adapted = shaken(build(made))
-    step = PrivateStep(adapted.network, plain(made), QUIET, Simulated(0))
+    step = PrivateStep(adapted.network, plain(made), QUIET, keyed(0))
     ours, truth = step.by_patient(portion()), brute_force(adapted.network, plain(made), portion())
     assert ours.keys() == truth.keys() == {n for n, w in adapted.network.named_parameters() if w.requires_grad}
     for name, rows in truth.items():
@@ -76,7 +80,7 @@ def test_the_sum_is_clipped_patient_by_patient_and_divided_by_the_expected_numbe
     made = study("lora")
     adapted = shaken(build(made))
     terms = Terms(noise=0.0, clip=0.3, clipping=clipping, expected=5.0)
-    step = PrivateStep(adapted.network, plain(made), terms, Simulated(0))
+    step = PrivateStep(adapted.network, plain(made), terms, keyed(0))
     found = step.gradient(iter([portion(), portion(seed=1)]), public())
     sums: dict[str, np.ndarray] = {}
     for one in (portion(), portion(seed=1)):
@@ -100,7 +104,7 @@ def test_the_sum_is_clipped_patient_by_patient_and_divided_by_the_expected_numbe
 def test_no_patient_moves_the_sum_by_more_than_the_clip(seed: int, clipping: Any, clip: float) -> None:
     made = study("lora")
     adapted = shaken(build(made), 0.3)
-    step = PrivateStep(adapted.network, plain(made), Terms(0.0, clip, clipping, 1.0), Simulated(0))
+    step = PrivateStep(adapted.network, plain(made), Terms(0.0, clip, clipping, 1.0), keyed(0))
     whole, without = portion(seed=seed), portion(seed=seed)
     kept = without.patients != 3
     without = Portion(Views(without.views.pixels[kept], without.views.target[kept]), without.patients[kept], 3)
@@ -117,12 +121,12 @@ def test_portions_do_not_matter_and_noise_is_added_once() -> None:
     second = Portion(Views(whole.views.pixels[3:], whole.views.target[3:]), whole.patients[3:] - 2, 2)
     loud = Terms(noise=2.0, clip=0.5, clipping="flat", expected=3.0)
     results = [
-        PrivateStep(adapted.network, plain(made), loud, Simulated(9)).gradient(iter(split), public())
+        PrivateStep(adapted.network, plain(made), loud, keyed(9)).gradient(iter(split), public())
         for split in ([whole], [first, second])
     ]
     for name in results[0]:
         np.testing.assert_allclose(results[0][name], results[1][name], rtol=0, atol=1e-5)
-    nothing = PrivateStep(adapted.network, plain(made), loud, Simulated(9)).gradient(iter([]), public())
+    nothing = PrivateStep(adapted.network, plain(made), loud, keyed(9)).gradient(iter([]), public())
     noise = torch.cat([gradient.flatten() for gradient in nothing.values()])
     assert float(noise.std()) == pytest.approx(2.0 * 0.5 / 3.0, rel=0.02)
 
@@ -133,7 +137,7 @@ def test_a_pull_to_the_global_model_is_neither_clipped_nor_noised() -> None:
     anchor = adapted.write(adapted.read())
     shaken(adapted)
     objective = adapted.chain.objective(plain(made), begun(made.task, anchor=anchor))
-    step = PrivateStep(adapted.network, objective, Terms(0.0, 1e-9, "flat", 1.0), Simulated(0))
+    step = PrivateStep(adapted.network, objective, Terms(0.0, 1e-9, "flat", 1.0), keyed(0))
     found = step.gradient(iter([portion()]), public())
     weights = dict(adapted.network.named_parameters())
     for name, gradient in found.items():
@@ -145,7 +149,7 @@ def test_the_check_passes_what_is_exact_and_stops_what_is_not() -> None:
     adapted = build(made)
     pool = Pool(torch.zeros((4, 1, 32, 32), dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), tuple("abcd"))
     before = adapted.read()
-    demand_exact(PrivateStep(adapted.network, plain(made), QUIET, Simulated(0)), adapted, plain(made), pool)
+    demand_exact(PrivateStep(adapted.network, plain(made), QUIET, keyed(0)), adapted, plain(made), pool)
     assert all(np.array_equal(before[name], array) for name, array in adapted.read().items())
 
     def across(model: torch.nn.Module, batch: Batch) -> Tensor:  # weights are asked for something of the data
@@ -153,15 +157,15 @@ def test_the_check_passes_what_is_exact_and_stops_what_is_not() -> None:
         return plain(made)(model, batch) + batch.pixels.mean() * weights.sum()
 
     with pytest.raises(UpdateError, match="not the one that a patient alone would give"):
-        demand_exact(PrivateStep(adapted.network, across, QUIET, Simulated(0)), adapted, across, pool)
+        demand_exact(PrivateStep(adapted.network, across, QUIET, keyed(0)), adapted, across, pool)
 
 
 def test_a_patient_has_the_first_pictures_and_no_more_and_stays_whole() -> None:
     patients = ("a", "b", "a", "c", "a", "b")
     pool = Pool(torch.zeros((6, 1, 32, 32), dtype=torch.uint8), torch.zeros(6, dtype=torch.int64), patients)
-    private = Private(QUIET, 0.5, 1, "patient", 2, 3, Simulated(0))
+    private = Private(QUIET, 0.5, 1, "patient", 2, 3, keyed(0))
     assert held(pool, torch.arange(6), private) == [[0, 2], [1, 5], [3]]
-    alone = Private(QUIET, 0.5, 1, "image", 2, 3, Simulated(0))
+    alone = Private(QUIET, 0.5, 1, "image", 2, 3, keyed(0))
     assert held(pool, torch.arange(6), alone) == [[i] for i in range(6)]
     adapted = build(study("lora"))
     start = begun(pixels=pool.pixels, targets=pool.targets, patients=patients)
