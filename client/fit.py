@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.client.data.dataset import Images
+from polyclinic.client.private.fit import Private, train
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study, Training
@@ -28,6 +29,7 @@ def fit(
     anchor: Anchor,
     memory: Memory | None = None,
     frozen: Callable[[], nn.Module] | None = None,
+    private: Private | None = None,
 ) -> Memory:
     """Trains what travels and what is personal, in place, from the state that ``anchor`` describes.
 
@@ -36,12 +38,13 @@ def fit(
     Args:
         memory: what this function returned when the site last trained in this run.
         frozen: gives the backbone as it was pretrained.
+        private: how the private steps are taken; None for plain ones.
 
     Returns:
         What the site is to keep for its next round.
 
     Raises:
-        UpdateError: the weights are no longer finite.
+        UpdateError: the weights are no longer finite, or a private step's gradients are not exact.
     """
     training, chain = study.training, adapted.chain
 
@@ -55,8 +58,10 @@ def fit(
     objective = chain.objective(lambda model, batch: task.loss(batch.output, batch.target), begun)
     rate, steps = learning_rate(training, round_number, study.rounds.count), 0
     optimiser, generator = make_optimiser(adapted, training, rate), drawn("fit")
+    if private is not None:
+        steps = train(adapted, objective, optimiser, begun, private, generator)
     with adapted.training():
-        for places in batches(len(begun.labelled), training, generator, weights):
+        for places in () if private is not None else batches(len(begun.labelled), training, generator, weights):
             chosen = begun.labelled[places]
             step(adapted, objective, optimiser, begun, chosen, training, generator)
             steps += 1
