@@ -88,6 +88,15 @@ def live_memory(
     _say([bench.flat(counts, megabytes, rounds)], json)
 
 
+@app.command()
+def private_step(repeats: Repeats = 5, json: Json = False) -> None:
+    """A private step ÷ a plain one, time and peak memory (goal: at most 1.00), beside Opacus' ways. Takes minutes."""
+    from polyclinic.simulations.bench import private_step as bench
+
+    for case in bench.CASES:
+        _say([bench.compared(case, repeats)], json)
+
+
 def _say(figures: Iterable[Measured], json: bool) -> None:
     for figure in figures:
         if not json:
