@@ -56,10 +56,10 @@ class Cohort:
         return Cohort(hashlib.sha256(unnamed.packed).hexdigest(), found)
 
     @staticmethod
-    def read(packed: bytes, digest: str) -> Cohort:
+    def read(packed: bytes, digest: str, where: str) -> Cohort:
         """Raises PrivacyError if these are not the members that ``digest`` names."""
         if hashlib.sha256(packed).hexdigest() != digest or len(packed) % _MEMBER.size:
-            raise PrivacyError("the patients of this cohort were altered, or are gone", where=f"cohort {digest[:12]}")
+            raise PrivacyError("the patients of this cohort were altered", where=where)
         return Cohort(digest, dict(_MEMBER.iter_unpack(packed)))
 
 

@@ -10,7 +10,7 @@ from polyclinic.core.config import Config
 from polyclinic.core.privacy.events import Generator, Unit
 
 FAINTEST, LOUDEST = 0.3, 1e6
-"""Noise multipliers that a study may ask for; below, epsilon is in the hundreds and no account of it is worth reading."""
+"""Noise multipliers that a study may ask for; below, epsilon is in the hundreds: no privacy worth the name."""
 
 
 class Privacy(Config):

@@ -39,10 +39,8 @@ def demand_private(study: Study) -> None:
 
 
 def _demand_exact(where: str, method: Method, silence: str) -> None:
-    if method.facts is None:
-        why = silence
-    else:
-        why = "" if method.facts.exact_private else method.facts.because
+    facts = method.facts
+    why = silence if facts is None else "" if facts.exact_private else facts.because
     if why:
         remedy = "polyclinic methods says which can be private; or leave out [privacy]"
         raise StudyError(f"'{method.method}' cannot be private: {why}", where=where, remedy=remedy)
