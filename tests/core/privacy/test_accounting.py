@@ -1,4 +1,4 @@
-"""What events cost: against dp-accounting, Opacus, and closed forms; the figures that mislead, and how they come about."""
+"""What events cost: against dp-accounting, Opacus and closed forms; and how the figures that mislead come about."""
 
 from __future__ import annotations
 
