@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -108,6 +108,8 @@ def _known_keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
     for part in path:
         fields = getattr(here, "model_fields", {})
         here = fields[part].annotation if part in fields else None
+        sections = [one for one in get_args(here) if hasattr(one, "model_fields")]  # of "Section | None"
+        here = sections[0] if sections else here
     return sorted(getattr(here, "model_fields", {}))
 
 

@@ -62,6 +62,10 @@ class DivergedError(RunError):
     """The global state is no longer one that any site could answer to."""
 
 
+class PrivacyError(RunError):
+    """What was spent cannot be proven: a privacy ledger is damaged, or two accountants contradict each other."""
+
+
 class EngineError(PolyclinicError):
     """The machinery that carries instructions to sites failed."""
 

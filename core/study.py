@@ -15,6 +15,8 @@ from pydantic import Field, SerializeAsAny, field_serializer, field_validator, m
 from polyclinic.core.config import Config, Duration, Method, parse, resolve
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import demand_chain
+from polyclinic.core.privacy.config import Privacy
+from polyclinic.core.privacy.possible import demand_private
 
 SPLITS = ("train", "val", "test")
 
@@ -188,6 +190,8 @@ class Study(Config):
     server_step: SerializeAsAny[Method]
     rounds: Rounds = Rounds()
     monitoring: Monitoring = Monitoring()
+    privacy: Privacy | None = Field(default=None, exclude_if=lambda section: section is None)
+    """Absent from the canonical form where a study has none, so that the section's coming changed no digest."""
 
     @field_validator("task", "strategy", "server_step", mode="before")
     @classmethod
@@ -213,6 +217,7 @@ class Study(Config):
                 )
             method.check(self)
         demand_chain(self.adaptation)
+        demand_private(self)
         return self
 
     @cached_property

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core.config import Method
+from polyclinic.core.facts import Facts
 from polyclinic.core.statistics.outcome import Outcome, tally
 from polyclinic.models.contracts import Example, Findings, Needs, Shape
 
@@ -23,6 +24,9 @@ class Classification(Method):
     is the positive one. In a multi-label task a label names any number of classes, joined by ``separator``.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        families=(), paper="", exact_private=True, because="the loss is a mean over images", travels="the head"
+    )
     needs: ClassVar[Needs] = "label"
     dense: ClassVar[bool] = False
 
