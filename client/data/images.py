@@ -73,7 +73,11 @@ def stored(path: Path) -> tuple[int, int, int]:
     """
 
     def seen(image: Image.Image) -> Image.Image:
-        told.append((*image.size, image.getexif().get(ORIENTATION, 1)))
+        orientation = image.getexif().get(ORIENTATION, 1)
+        width, height = image.size
+        if image.format == "TIFF" and orientation in range(5, 9):  # of which Pillow tells the upright size
+            width, height = height, width
+        told.append((width, height, orientation if orientation in range(1, 9) else 1))
         return image
 
     told: list[tuple[int, int, int]] = []
@@ -82,8 +86,7 @@ def stored(path: Path) -> tuple[int, int, int]:
             _held(stream, str(path), seen, turn=False)
     except OSError as failure:
         raise DataError(f"cannot be read: {failure.strerror}", where=str(path), remedy="check the path") from failure
-    width, height, orientation = told[0]
-    return width, height, orientation if orientation in range(1, 9) else 1
+    return told[0]
 
 
 def upright(stream: BinaryIO, where: str) -> tuple[Image.Image, str]:
