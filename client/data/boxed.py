@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,13 +16,14 @@ from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.pictures import plain
 from polyclinic.client.data.problem import Problem
 from polyclinic.core.errors import DataError
+from polyclinic.core.statistics.monoid import Floats
 from polyclinic.core.study import Data
 
 LEAST_LEFT = 0.1
 """Share of a box's area that must be in the square, where ``data.fit`` crops; what is left of a smaller rest shows
 nothing."""
 STORED = "boxes count pixels of the picture as it is stored"
-TURNS = {
+TURNS: Mapping[int, Callable[[Floats, Floats, int, int], tuple[Floats, Floats]]] = {
     1: lambda x, y, w, h: (x, y),
     2: lambda x, y, w, h: (w - x, y),
     3: lambda x, y, w, h: (w - x, h - y),
@@ -103,7 +104,7 @@ def beyond(row: Row, found: Examined) -> Iterator[Problem]:
 def squared(boxes: Sequence[Box], width: int, height: int, orientation: int, data: Data) -> np.ndarray:
     """[n, 5] boxes of a stored picture, in shares of the study's square; those that are cropped away are left out."""
     rows = np.array(boxes, dtype=np.float64)
-    one, other = (np.stack(TURNS[orientation](*rows[:, i : i + 2].T, width, height)) for i in (1, 3))
+    one, other = (np.stack(TURNS[orientation](rows[:, i], rows[:, i + 1], width, height)) for i in (1, 3))
     upright = (height, width) if orientation >= 5 else (width, height)
     place = framing(*upright, data.image_size, data.fit)
     scale, offset = np.array(place.scale)[:, None], np.array(place.offset)[:, None]

@@ -142,7 +142,7 @@ def tally(
         patients=len(set(patients)),
         classes=classes,
         images=n,
-        carriers=_owners(patients, truths.any(axis=1)),
+        carriers=_owners(patients, truths.sum(axis=1) > 0),
         class_patients=np.array([_owners(patients, there) for there in truths.T > 0], dtype=np.int64),
         class_images=(truths > 0).sum(axis=0).astype(np.int64),
         truths=truths.sum(axis=0).astype(np.int64),

@@ -16,16 +16,13 @@ LEAST_LEFT = 0.1
 
 def overlaps(one: NDArray[np.floating], other: NDArray[np.floating]) -> Floats:
     """Intersection over union of each of [N, 4] with each of [M, 4]: float64 [N, M]."""
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    a, b = one.astype(np.float64), other.astype(np.float64)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = np.clip(high - low, 0.0, None).prod(axis=2)
-    together = _areas(one)[:, None] + _areas(other) - shared
-    return np.divide(shared, together, out=np.zeros_like(shared), where=together > 0)
-
-
-def _areas(boxes: Floats) -> Floats:
-    return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    areas = [(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (a, b)]
+    together = areas[0][:, None] + areas[1] - shared
+    return np.asarray(np.divide(shared, together, out=np.zeros_like(shared), where=together > 0))
 
 
 def kept(boxes: NDArray[np.floating], scores: NDArray[np.floating], most: float) -> Ints:

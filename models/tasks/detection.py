@@ -92,7 +92,8 @@ class Detection(Method):
         weigh by their cells' centre-ness. GIoU stands for IoU, as in FCOS's own later code.
         """
         logits, centre, distances = output.split([len(self.classes), 1, 4], dim=1)
-        aim = aims(target.to(output.dtype), len(self.classes), *output.shape[-2:], self.radius)
+        height, width = output.shape[-2:]
+        aim = aims(target.to(output.dtype), len(self.classes), height, width, self.radius)
         over = (1, 2)
         positives = aim.positive.sum(dim=over).clamp(min=1.0)
         named = self._focal(logits, aim.classes).sum(dim=1)
@@ -137,7 +138,7 @@ class Detection(Method):
         """Detections in outputs [N, classes + 5, H, W], best first: boxes float32 [N, D, 4] in shares of the picture,
         classes int64 [N, D] (-1: none) and scores float32 [N, D], D = ``most_detections``.
 
-        A score is the geometric mean of the probabilities of the class and of the centre, as in FCOS's later code.
+        A score is the probability of the class times that of the centre, as in FCOS (section 3.2 of the paper).
 
         Raises:
             DataError: outputs that are no numbers.
@@ -146,7 +147,7 @@ class Detection(Method):
             problem, remedy = "outputs are no numbers", "the model may have diverged: train more gently"
             raise DataError(problem, where="outcome", remedy=remedy)
         k, found = len(self.classes), torch.from_numpy(np.ascontiguousarray(output))
-        scores = (found[:, :k].sigmoid() * found[:, k : k + 1].sigmoid()).sqrt().flatten(1).numpy()
+        scores = (found[:, :k].sigmoid() * found[:, k : k + 1].sigmoid()).flatten(1).numpy()
         boxes = drawn(found[:, k + 1 :]).clamp(0.0, 1.0).flatten(1, 2).numpy()
         rows = [self._best(*pair) for pair in zip(boxes, scores, strict=True)]
         d = self.most_detections
