@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from polyclinic.client.data.boxed import beyond
 from polyclinic.client.data.federation import federation_problems
 from polyclinic.client.data.manifest import Labels, Problem, Row, scan, sites
-from polyclinic.client.data.oddities import absent, alone, beside_others, lookalikes, series, twins
+from polyclinic.client.data.oddities import absent, alone, beside_others, lookalikes, present, series, twins
 from polyclinic.client.data.readers.acquisition import FIELDS
 from polyclinic.client.data.sighting import Sighting, files, sightings
 from polyclinic.core.study import SPLITS, Data, Study, Training
@@ -179,7 +180,7 @@ def _counts(rows: Sequence[Row], classes: Sequence[str]) -> Iterator[Count]:
 def _classes(row: Row, classes: Sequence[str]) -> Sequence[str]:
     if isinstance(row.target, int):
         return (row.label,)
-    return [name for name, present in zip(classes, row.target, strict=False) if present] or ["none"]
+    return [classes[i] for i in present(row)] or ["none"]
 
 
 def _image_problems(seen: Sequence[Sighting], data: Data) -> Iterator[Problem]:
@@ -190,6 +191,7 @@ def _image_problems(seen: Sequence[Sighting], data: Data) -> Iterator[Problem]:
             yield Problem(one.row.line or None, one.row.name, one.problem, one.remedy)
     for row, found in pairs:
         yield from alone(row, found)
+        yield from beyond(row, found)
         if found.several and data.volume == "refuse":
             remedy = 'data.volume = "middle" in the study takes the middle one; or save the one that is meant as a file'
             yield Problem(row.line or None, row.name, f"holds {found.several}", remedy)

@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from polyclinic.client.data.framing import framing
 from polyclinic.core.errors import DataError
 from polyclinic.core.study import Data
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 LARGEST = 80_000_000
 """Pixels of the largest picture that is decoded: below the count at which Pillow suspects a decompression bomb."""
+ORIENTATION = 0x0112
+"""The EXIF tag that says how a picture is to be turned."""
 
 Pixels = NDArray[np.uint8]
 
@@ -64,6 +67,28 @@ def fitted(picture: Image.Image, data: Data) -> Pixels:
     return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def stored(path: Path) -> tuple[int, int, int]:
+    """Width and height of a picture as it is stored, and the orientation of its EXIF tag (1 to 8); errors as for
+    ``read_image``, but for pixels, which are not decoded.
+    """
+
+    def seen(image: Image.Image) -> Image.Image:
+        orientation = image.getexif().get(ORIENTATION, 1)
+        width, height = image.size
+        if image.format == "TIFF" and orientation in range(5, 9):  # of which Pillow tells the upright size
+            width, height = height, width
+        told.append((width, height, orientation if orientation in range(1, 9) else 1))
+        return image
+
+    told: list[tuple[int, int, int]] = []
+    try:
+        with path.open("rb") as stream:
+            _held(stream, str(path), seen, turn=False)
+    except OSError as failure:
+        raise DataError(f"cannot be read: {failure.strerror}", where=str(path), remedy="check the path") from failure
+    return told[0]
+
+
 def upright(stream: BinaryIO, where: str) -> tuple[Image.Image, str]:
     """The picture in ``stream``, upright, and its format; deep greys keep their depth, the rest is in mode L or RGB.
 
@@ -86,13 +111,14 @@ def _held(
     where: str,
     made: Callable[[Image.Image], Image.Image],
     tell: Callable[[str], None] = lambda _: None,
+    turn: bool = True,
 ) -> Image.Image:
     """What ``made`` makes of the picture; whatever Pillow raises becomes a DataError."""
     # a damaged EXIF block or TIFF tag is no reason to warn: what matters of it, the pixels, is read or refused
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return made(_opened(stream, where, tell))
+            return made(_opened(stream, where, tell, turn))
         except DataError:
             raise
         except UnidentifiedImageError as failure:
@@ -102,8 +128,8 @@ def _held(
             raise DataError(f"is damaged or cut short: {failure}", where=where, remedy=remedy) from failure
 
 
-def _opened(stream: BinaryIO, where: str, tell: Callable[[str], None]) -> Image.Image:
-    """The picture, decoded and upright."""
+def _opened(stream: BinaryIO, where: str, tell: Callable[[str], None], turn: bool) -> Image.Image:
+    """The picture; decoded and upright, if it is to ``turn``."""
     try:
         image = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as failure:
@@ -117,7 +143,8 @@ def _opened(stream: BinaryIO, where: str, tell: Callable[[str], None]) -> Image.
         remedy = "save the one that is meant as a file of its own"
         raise DataError(f"holds {frames} pictures", where=where, remedy=remedy)
     tell(image.format or "")
-    ImageOps.exif_transpose(image, in_place=True)
+    if turn:
+        ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
@@ -168,16 +195,14 @@ def stretched(values: NDArray[Any], low: float, high: float) -> Pixels:
 def _square(image: Image.Image, side: int, fit: str) -> Image.Image:
     if image.size == (side, side):
         return image
-    if fit == "crop":
-        edge = min(image.size)
-        left, top = ((length - edge) // 2 for length in image.size)
-        image = image.crop((left, top, left + edge, top + edge))
-    if fit != "pad":
-        return image.resize((side, side), Image.Resampling.BILINEAR)
-    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    place = framing(*image.size, side, fit)
+    if place.seen != (0, 0, *image.size):
+        image = image.crop(place.seen)
+    inner = image.resize(place.size, Image.Resampling.BILINEAR)
+    if place.size == (side, side):
+        return inner
     canvas = Image.new(image.mode, (side, side))
-    inner = image.resize((width, height), Image.Resampling.BILINEAR)
-    canvas.paste(inner, ((side - width) // 2, (side - height) // 2))
+    canvas.paste(inner, place.corner)
     return canvas
 
 

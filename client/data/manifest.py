@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, Protocol
 
+from polyclinic.client.data.boxes import Box, Named, named, read_boxes
 from polyclinic.client.data.problem import Problem
 from polyclinic.client.data.table import Table, read_table
 from polyclinic.core.errors import DataError
@@ -26,19 +27,12 @@ NEEDED = {"label": "label", "mask": "mask", "boxes": ""}
 """Which column a task needs beside path and site."""
 
 
-Box = tuple[int, float, float, float, float]
-"""Class, left, top, right, bottom."""
-
-
-class Labels(Protocol):
+class Labels(Named, Protocol):
     """The part of a task that reading a manifest needs."""
 
     @property
     def needs(self) -> Literal["label", "mask", "boxes"]:
         """What every image must come with."""
-
-    def target(self, label: str) -> int | tuple[int, ...]:
-        """The target that a label stands for; ValueError if it is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +102,8 @@ def scan(
     split_given = any(field.get("split") for _, field in fields)
     for line, field in fields:
         reader.read(line, field, split_given)
+    if task.needs == "boxes":
+        reader.attach(file.parent, data.boxes)
     rows = reader.rows if split_given else [_assigned(row, data.split, seed) for row in reader.rows]
     problems += [*reader.problems, *_patient_problems(fields, data.columns), *_torn_patients(rows)]
     if not (rows or problems):
@@ -221,6 +217,15 @@ class _Reader:
             label = field["label"] if labelled else ""
             self.rows.append(Row(path, site, label, target, split, patient, line, name, mask))
 
+    def attach(self, folder: Path, boxes: str | None) -> None:
+        """Gives every row its boxes, out of the file that the study names, and notes what is wrong with that."""
+        if boxes is None:
+            self.problems.append(Problem(None, "data.boxes", "the study names no file of boxes", "name it"))
+            return
+        found, problems = read_boxes(folder / boxes, self._lines, self.task, folder)
+        self.rows = [replace(row, boxes=found.get(row.name, ())) for row in self.rows]
+        self.problems += problems
+
     def _note(self, line: int, place: str, what: str, remedy: str) -> None:
         self.problems.append(Problem(line, place, what, remedy))
 
@@ -233,11 +238,7 @@ class _Reader:
 
     def _path(self, line: int, written: str) -> tuple[Path, str]:
         """The absolute path, without detours, and the path relative to the manifest's folder."""
-        path = os.path.normpath(self.folder / written)
-        try:
-            name = Path(os.path.relpath(path, self.folder)).as_posix()
-        except ValueError:  # Windows: on another drive
-            name = Path(path).as_posix()
+        path, name = named(self.folder, written)
         first = self._lines.setdefault(name, line)
         if not written:
             self._note(line, self.columns.path, "no path", "name the image file")

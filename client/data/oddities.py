@@ -191,8 +191,7 @@ def absent(rows: Sequence[Row], classes: Sequence[str]) -> Iterator[Problem]:
     held: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row.split == "train":
-            present = [i for i, one in enumerate(row.target) if one] if isinstance(row.target, tuple) else [row.target]
-            held[row.site] |= {classes[i] for i in present if 0 <= i < len(classes)}
+            held[row.site] |= {classes[i] for i in present(row) if 0 <= i < len(classes)}
     nowhere = [name for name in classes if not any(name in names for names in held.values())]
     if held and nowhere:
         what = f"no site has an image of {', '.join(nowhere)} to train on"
@@ -202,6 +201,13 @@ def absent(rows: Sequence[Row], classes: Sequence[str]) -> Iterator[Problem]:
         if missing and len(names) > 1:
             what = f"has no image of {', '.join(missing)} to train on"
             yield Problem(None, f"site '{site}'", what, "it learns of these from the others alone", "warning")
+
+
+def present(row: Row) -> list[int]:
+    """Indices of the classes that an image has, as far as its label or its boxes say."""
+    if row.boxes:
+        return sorted({box[0] for box in row.boxes})
+    return [i for i, one in enumerate(row.target) if one] if isinstance(row.target, tuple) else [row.target]
 
 
 def _warning(row: Row, what: str, remedy: str) -> Problem:

@@ -21,10 +21,10 @@ def pictures(data: Data) -> Iterator[Callable[[Path], Pixels]]:
     started with the first file that needs it, and ends with the block.
     """
     with Decoder() as decoder:
-        yield lambda path: read_image(path, data, None) if _plain(path) else decoder.picture(path, data)
+        yield lambda path: read_image(path, data, None) if plain(path) else decoder.picture(path, data)
 
 
-def _plain(path: Path) -> bool:
+def plain(path: Path) -> bool:
     """Whether Pillow reads it, or has to say why not."""
     try:
         return not path.is_dir() and sniff(head(path), str(path)) in FORMATS

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyclinic.client.data.boxed import boxed
 from polyclinic.client.data.manifest import Row
 from polyclinic.core.study import Data
 
@@ -18,9 +19,10 @@ def targets(rows: Sequence[Row], data: Data, task: Task) -> np.ndarray:
     """[N, …] of the rows, as the task has them. May be of no rows.
 
     Raises:
-        DataError: a mask cannot be read, or does not fit its image.
+        DataError: a mask cannot be read, or does not fit its image; boxes do not, or are too many.
     """
-    return {"label": _labels}[task.needs](rows, data, task)
+    readers: dict[str, Callable[..., np.ndarray]] = {"label": _labels, "boxes": boxed}
+    return readers[task.needs](rows, data, task)
 
 
 def _labels(rows: Sequence[Row], data: Data, task: Task) -> np.ndarray:

@@ -90,7 +90,7 @@ def auroc(outcome: Outcome) -> Figure:
     value, bound = np.mean(found, axis=0).tolist()
     pairs = [outcome.sides[i] for i in present]
     limits = [intervals.area(area, int(m), int(n)) for (area, _), (n, m) in zip(found, pairs, strict=True)]
-    return _figure(value, intervals.average_dependent(limits), bound)
+    return within(value, intervals.average_dependent(limits), bound)
 
 
 def _area(histogram: np.ndarray) -> tuple[float, float] | None:
@@ -110,7 +110,7 @@ def accuracy(outcome: Outcome) -> Figure:
         return missing(NO_IMAGES)
     right = int(np.trace(outcome.confusion, axis1=-2, axis2=-1).sum())
     value = right / int(outcome.confusion.sum())
-    return _figure(value, intervals.wilson(value, outcome.patients))
+    return within(value, intervals.wilson(value, outcome.patients))
 
 
 def balanced_accuracy(outcome: Outcome) -> Figure:
@@ -130,7 +130,7 @@ def balanced_accuracy(outcome: Outcome) -> Figure:
     if not present:
         return missing(ONE_CLASS)
     value = float(np.mean([recall for recall, _ in present]))
-    return _figure(value, intervals.average_dependent([limits for _, limits in present]))
+    return within(value, intervals.average_dependent([limits for _, limits in present]))
 
 
 def _balanced(confusion: np.ndarray, patients: np.ndarray) -> tuple[float, Interval] | None:
@@ -157,17 +157,17 @@ def _mean(outcome: Outcome, total: int, squared: int, most: float) -> Figure:
     if not outcome.images:
         return missing(NO_IMAGES)
     one, two = total / 2**UNIT, squared / 2**UNIT
-    return _figure(one / outcome.images, intervals.mean(one, two, outcome.images, outcome.patients, most))
+    return within(one / outcome.images, intervals.mean(one, two, outcome.images, outcome.patients, most))
 
 
 def ece(outcome: Outcome, rng: np.random.Generator | None) -> Figure:
     """Expected calibration error over bins of equal width: torchmetrics' with norm "l1" (see ``tally``)."""
     if not outcome.images:
         return missing(NO_IMAGES)
-    count, confidence, correct = _real(outcome.reliability)
+    count, confidence, correct = real(outcome.reliability)
     value = float(np.abs(confidence - correct).sum() / count.sum())
     groups = (count, confidence, correct)
-    return _figure(value, None if rng is None else intervals.calibration(*groups, outcome.patients, rng))
+    return within(value, None if rng is None else intervals.calibration(*groups, outcome.patients, rng))
 
 
 def ece_adaptive(outcome: Outcome, rng: np.random.Generator | None) -> Figure:
@@ -178,7 +178,7 @@ def ece_adaptive(outcome: Outcome, rng: np.random.Generator | None) -> Figure:
     """
     if not outcome.images:
         return missing(NO_IMAGES)
-    count, confidence, correct = _real(outcome.fine)
+    count, confidence, correct = real(outcome.fine)
     total = count.sum()
     taken = _divided(count)
     share = np.divide(taken, count, out=np.zeros_like(taken), where=count > 0)
@@ -189,7 +189,7 @@ def ece_adaptive(outcome: Outcome, rng: np.random.Generator | None) -> Figure:
     nearest = np.where((least <= 0) & (most >= 0), 0.0, np.minimum(np.abs(least), np.abs(most)))
     bound = max((furthest - gaps).sum(), (gaps - nearest).sum()) / total
     interval = None if rng is None else intervals.calibration(*groups, outcome.patients, rng)
-    return _figure(float(gaps.sum() / total), interval, float(bound))
+    return within(float(gaps.sum() / total), interval, float(bound))
 
 
 def _divided(count: Floats) -> Floats:
@@ -202,7 +202,7 @@ def _divided(count: Floats) -> Floats:
 
 def _extremes(outcome: Outcome, taken: Floats) -> tuple[Floats, Floats]:
     """[15] least and [15] most that Σ confidence - Σ correct of each group can be."""
-    count, confidence, correct = _real(outcome.fine)
+    count, confidence, correct = real(outcome.fine)
     edges = fine_edges(len(count))
     left = count - taken
     # of a bin's sum, a part is at least what its own edges allow and what the rest of the bin leaves over
@@ -215,9 +215,14 @@ def _extremes(outcome: Outcome, taken: Floats) -> tuple[Floats, Floats]:
 
 def reliability(outcome: Outcome) -> tuple[Bin, ...]:
     """The reliability diagram's bins of equal width; the last, [1, 1], holds confidences of exactly 1."""
-    edges = equal_width_edges(outcome.reliability.shape[1] - 1)
+    return diagram(outcome.reliability)
+
+
+def diagram(bins: np.ndarray, unit: int = UNIT) -> tuple[Bin, ...]:
+    """Bins of [3, B + 1] count, Σ confidence (2^-``unit``) and Σ correct: see ``reliability``."""
+    edges = equal_width_edges(bins.shape[1] - 1)
     with np.errstate(invalid="ignore"):
-        count, confidence, correct = _real(outcome.reliability)
+        count, confidence, correct = real(bins, unit)
         columns = (edges[:-1], edges[1:], count.astype(np.int64), confidence / count, correct / count)
     return tuple(Bin(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
 
@@ -237,13 +242,13 @@ def difference(a: Figure, b: Figure) -> Figure:
     return Figure(value, low, high, bound)
 
 
-def _real(bins: np.ndarray) -> tuple[Floats, Floats, Floats]:
+def real(bins: np.ndarray, unit: int = UNIT) -> tuple[Floats, Floats, Floats]:
     """Count, Σ confidence and Σ correct of [3, B] bins as floats in natural units."""
     count, confidence, correct = bins.astype(np.float64)
-    return count, confidence / 2**UNIT, correct
+    return count, confidence / 2**unit, correct
 
 
-def _figure(value: float, interval: Interval | None, bound: float = 0.0) -> Figure:
+def within(value: float, interval: Interval | None, bound: float = 0.0) -> Figure:
     """With limits that rounding has not pushed past the value."""
     if interval is None:
         return Figure(value, None, None, bound)

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from polyclinic.core.statistics import detected_figures as detection
 from polyclinic.core.statistics import figures as classification
+from polyclinic.core.statistics.detected import Detected
 from polyclinic.core.statistics.figures import Bin, Figure
 from polyclinic.core.statistics.outcome import Outcome
 
@@ -23,8 +25,9 @@ class Metric:
 
     @property
     def inline(self) -> str:
-        """Its name within a sentence."""
-        return self.name if self.name.isupper() else self.name.lower()
+        """Its name within a sentence: an abbreviation at its beginning stays as it is."""
+        first = self.name.partition(" ")[0]
+        return self.name if first[1:] != first[1:].lower() else self.name[0].lower() + self.name[1:]
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,19 @@ JUDGED: Mapping[str, Judged] = {
         leading=("auroc", "balanced_accuracy", "nll"),
         figures=classification.figures,
         reliability=classification.reliability,
+    ),
+    Detected.name: Judged(
+        metrics=(
+            Metric("map50", "mAP at IoU 0.5", True),
+            Metric("map", "mAP over IoU 0.5 to 0.95", True),
+            Metric("sensitivity", "Sensitivity at 1 false positive an image", True),
+            Metric("froc", "FROC score", True),
+            Metric("ece", "Calibration error", False),
+        ),
+        brief=("map50", "map", "sensitivity", "froc", "ece"),
+        leading=("map50",),
+        figures=detection.figures,
+        reliability=detection.reliability,
     ),
 }
 """By the name of the statistic."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyclinic.core.statistics.detected import tally as tally_boxes
 from polyclinic.core.statistics.monoid import Sums
 from polyclinic.core.statistics.outcome import Kind, tally
 from polyclinic.core.statistics.shift import FeatureMoments, Intensities, KernelMeans, Labels, projection, standardise
@@ -65,11 +66,19 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         targets = np.random.default_rng(seed).integers(0, classes, (n, *shape))
         return Labels.of(targets, [i // 2 for i in range(n)], "abc")
 
+    def detected(n: int, seed: int) -> Sums:
+        rng = np.random.default_rng(seed)
+        kinds, scores = rng.integers(-1, 3, (n, 6)), rng.random((n, 6)).round(1)
+        truths = np.stack([(kinds == k).sum(axis=1) for k in range(3)], axis=1).astype(np.int64)
+        hits = (rng.random((n, 6, 10)) < 0.5) & (kinds >= 0)[..., None]
+        return tally_boxes(kinds, scores, hits, truths, [i // 2 for i in range(n)], bins=5, score_bins=16)
+
     made: dict[str, Callable[[int, int], Sums]] = {
         kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore[misc]
         for kind in KINDS
     }
     return made | {
+        "detected": detected,
         "features": lambda n, seed: FeatureMoments.of(rows(n, seed)),
         "kernel": lambda n, seed: KernelMeans.of(rows(n, seed), 8, 1),
         "intensities": intensities,
