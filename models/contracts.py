@@ -201,6 +201,7 @@ class Start:
         labelled: indices of those that are trained on with their targets, sorted; all, where nothing selects.
         memory: what ``settle`` left at this site in the last round in which it trained.
         generator: for what an objective draws.
+        seed: the same for a site in every round of a study.
     """
 
     anchor: Anchor
@@ -213,6 +214,7 @@ class Start:
     memory: Memory
     generator: torch.Generator
     round: int = 1
+    seed: int = 0
 
     @property
     def targets(self) -> Tensor:

@@ -49,11 +49,16 @@ TRAINS = {
     "probe": r"(?!)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
-KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
+KNOBS = {
+    "pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8",
+    "label_budget": "patients = 10", "active": "first = 6\nper_round = 4", "fixmatch": "threshold = 0.5",
+}  # fmt: skip
 OWN = {"bitfit", "last_blocks", "full", "probe"}
 """Methods for which peft has no form."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
+BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\nshare = 0.5\n'}
+"""Methods that need another before them."""
 METHODS = sorted(registry.names("adaptations"))
 
 
@@ -61,6 +66,7 @@ def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
     adapts = registry.load("adaptations", method).adapts
     first = TASK.get(method, "")
     first += "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
+    first += BEFORE.get(method, "")
     return studies.loads(
         f'[study]\nname = "tiny"\nseed = 3\n[data]\nimage_size = 32\ncolour = "grey"\n[backbone]\nreference = '
         f'"file:{vit}"\n{first}[[adaptation]]\nmethod = "{method}"\n{KNOBS.get(method, "")}\n'
