@@ -321,7 +321,8 @@ class Adaptation:
             never sent. Parameters train unless ``still``. A site's first round begins with those of the pretrained
             model; a module with a personal buffer is in training mode while the site trains.
         receive: takes those tensors of a global state that are no parameters of the model and returns the names that
-            it claimed (FedEx-LoRA's residual is one).
+            it claimed (FedEx-LoRA's residual is one). It is called whenever a state has been written, parameters and
+            what is personal included.
         select: which images are trained on with their targets; None for all.
         weigh: how often each of these is drawn; None for once an epoch.
         objective: the loss, changed; ``Start`` holds what the round started from.
