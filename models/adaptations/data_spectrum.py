@@ -104,7 +104,8 @@ def amplitudes(pixels: Tensor, frequencies: int) -> Tensor:
     """[N, C, 2f + 1, 2f + 1] of pictures [N, C, S, S]: |spectrum| / pixels at -f … f cycles down and across."""
     low = _low(frequencies, pixels.device)
     spectrum = torch.fft.fft2(pixels, norm="forward")
-    return spectrum[..., low[:, None], low].abs()
+    own: Tensor = spectrum[..., low[:, None], low].abs()
+    return own
 
 
 def mixed(pixels: Tensor, others: Tensor, mix: Tensor) -> Tensor:
