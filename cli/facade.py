@@ -84,7 +84,8 @@ def simulate(
     Args:
         observe: called with every ``Event`` (its ``kind`` and what belongs to it) while the run goes on.
         options: ``engine``, ``workers``, ``ray_address``, ``baselines``, ``resume`` as on the command line, and
-            ``policy``, a ``polyclinic.client.policy.Policy``.
+            ``policy``, a ``polyclinic.client.policy.Policy``; and ``quarantine``, the path of a list of images to leave
+            out.
 
     Returns:
         The finished run: see ``read_run``.

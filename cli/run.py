@@ -21,6 +21,9 @@ def evaluate(
     policy: Annotated[
         Path | None, typer.Option(metavar="POLICY.toml", help="What is held back, such as figures of small groups.")
     ] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Images to leave out, as 'data check --quarantine' lists them.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Judge a finished model on any sites, those that took no part included, with 95 % confidence intervals."""
@@ -30,7 +33,8 @@ def evaluate(
     from polyclinic.core import runs
     from polyclinic.simulations.evaluate import evaluate as judge
 
-    result = judge(runs.read(run), data, split, None if policy is None else read_policy(policy))
+    rules = None if policy is None else read_policy(policy)
+    result = judge(runs.read(run), data, split, rules, quarantine)
     if as_json:
         typer.echo(json.dumps(result, indent=1))
     else:

@@ -43,6 +43,9 @@ def simulate(
     policy: Annotated[
         Path | None, typer.Option(metavar="POLICY.toml", help="What every site holds back, such as small groups.")
     ] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Images to leave out, as 'data check --quarantine' lists them.")
+    ] = None,
     engine: Annotated[
         Literal["inprocess", "flower"], typer.Option(help="Plain processes, or Flower's simulation on Ray.")
     ] = "inprocess",
@@ -67,7 +70,7 @@ def simulate(
     rules = Policy() if policy is None else read_policy(policy)
     folder = run or default_folder(study)
     demand_place(folder, resume=resume)
-    options = Options(engine, workers or cores(study), ray_address, baselines, resume, rules)
+    options = Options(engine, workers or cores(study), ray_address, baselines, resume, rules, quarantine)
     again = f"Nothing is lost: run the same command with --run {folder} --resume to go on."
     carry_out(study, data, folder, options, again)
 

@@ -18,6 +18,7 @@ from polyclinic.client import approvals
 from polyclinic.client.app import opened
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest
+from polyclinic.client.data.quarantine import kept
 from polyclinic.client.home import Home
 from polyclinic.client.keep import Keep
 from polyclinic.client.offer import Offer, read_offer
@@ -128,7 +129,10 @@ class Agent:
             offer = read_offer(self._home, study)
             bench = Workbench(offer.study)
             settings, data, seed = self._home.settings, offer.study.data, offer.study.study.seed
-            rows = read_manifest(self._home.manifest, data, bench.task, seed, only=self._name)
+            every = read_manifest(self._home.manifest, data, bench.task, seed, only=self._name)
+            rows, left_out = kept(every, self._home.quarantine)
+            if left_out:
+                _log.warning("%s", left_out)
             held, own = SiteData(self._name, rows, data, bench.task), Keep(self._home.own / study)
             site = Site(self._name, held, settings.policy.policy(study), own)
             self._loaded = offer, bench, site

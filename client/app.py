@@ -12,6 +12,7 @@ from flwr.clientapp import ClientApp
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest, sites
+from polyclinic.client.data.quarantine import kept
 from polyclinic.client.keep import Keep
 from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site, Workbench, respond, sayable
@@ -44,24 +45,30 @@ def opened(message: Message) -> bytes:
     return record["bytes"].data
 
 
+_OPTIONAL = {"policy": "{}", "own": "", "quarantine": ""}
+
+
 def by_partition(context: Context, instruction: Instruction) -> tuple[Workbench, Site]:
     """In a simulation: the site that the node's number means, in the order of names."""
     told = context.node_config
     if absent := {"study", "manifest", "partition-id"} - told.keys():
         raise EngineError("is missing in the node's configuration", where=min(absent))
-    policy, own = str(told.get("policy", "{}")), str(told.get("own", ""))
-    bench, held = loaded(str(told["study"]), instruction.study, str(told["manifest"]), policy, own)
+    policy, own, listed = (str(told.get(key, default)) for key, default in _OPTIONAL.items())
+    bench, held = loaded(str(told["study"]), instruction.study, str(told["manifest"]), policy, own, listed)
     return bench, held[int(told["partition-id"])]
 
 
 @lru_cache(maxsize=1)
-def loaded(study_file: str, digest: str, manifest: str, policy: str, own: str) -> tuple[Workbench, tuple[Site, ...]]:
+def loaded(
+    study_file: str, digest: str, manifest: str, policy: str, own: str, quarantine: str
+) -> tuple[Workbench, tuple[Site, ...]]:
     """Once a process: the model, and all sites by name; each decodes its images when first asked, and keeps them."""
     study = studies.load(study_file)
     if study.digest != digest:  # before anything is loaded for it
         raise PolicyError("the instruction is for another study than the one in force at this site")
     bench, rules = Workbench(study), parse(Policy, json.loads(policy), "policy")
-    rows = sites(read_manifest(Path(manifest), study.data, bench.task, study.study.seed))
+    every = read_manifest(Path(manifest), study.data, bench.task, study.study.seed)
+    rows = sites(kept(every, Path(quarantine) if quarantine else None)[0])
     keeps = {name: Keep(Path(own) / name if own else None) for name in rows}
     held = ((name, SiteData(name, group, study.data, bench.task)) for name, group in rows.items())
     return bench, tuple(Site(name, data, rules, keeps[name]) for name, data in held)

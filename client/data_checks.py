@@ -9,6 +9,7 @@ from pathlib import Path
 
 from polyclinic.client.approvals import decisions
 from polyclinic.client.data.manifest import scan
+from polyclinic.client.data.quarantine import kept
 from polyclinic.client.data.table import read_table
 from polyclinic.client.finding import Finding
 from polyclinic.client.home import Home
@@ -107,6 +108,7 @@ def _images(home: Home, offer: Offer, name: str) -> Iterator[Finding]:
     if errors:
         more = f", and {len(errors) - 1} problems more" if len(errors) > 1 else ""
         raise DataError(f"{errors[0]}{more}", where=name, remedy="see: polyclinic site data check")
+    rows, left_out = kept(rows, home.quarantine)
     unread = [row.path for row in rows if not os.access(row.path, os.R_OK)]
     if unread:
         raise DataError(f"cannot be read by this user, and {len(unread) - 1} more", where=str(unread[0]))
@@ -114,6 +116,10 @@ def _images(home: Home, offer: Offer, name: str) -> Iterator[Finding]:
     if not train:
         raise DataError("this site has no training images for it", where=name)
     yield Finding(name, "ok", f"{len(rows):,} images, {train:,} of them to train on")
+    if left_out:
+        yield Finding(
+            name, "warning", left_out, "mend them, and check anew: polyclinic site data check --quarantine FILE"
+        )
 
 
 def _backbone(offer: Offer, name: str) -> Finding:

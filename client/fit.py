@@ -52,6 +52,7 @@ def fit(
         return torch.Generator().manual_seed(derive(study.study.seed, what, site, round_number))
 
     begun = start(adapted, task, images, training, anchor, memory or {}, frozen, drawn("objective"), round_number)
+    begun = replace(begun, seed=derive(study.study.seed, "site", site))
     if chain.select is not None:
         begun = replace(begun, labelled=chain.select(begun, drawn("select")))
     weights = None if chain.weigh is None else chain.weigh(begun)

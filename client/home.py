@@ -42,9 +42,10 @@ class Coordinator(Config):
 
 
 class DataPlace(Config):
-    """Where the images are listed."""
+    """Where the images are listed, and those of them that cannot be read."""
 
     manifest: str = Field(min_length=1)
+    quarantine: str | None = Field(default=None, min_length=1)
 
 
 class Rules(Config):
@@ -104,6 +105,8 @@ key = {quoted(at.key)}
 [data]
 # A CSV with one line an image; a relative path starts from this file's folder. See: polyclinic site data check
 manifest = {quoted(self.data.manifest)}
+# A CSV of images to leave out, because they cannot be read. See: polyclinic site data check --quarantine quarantine.csv
+{f"quarantine = {quoted(self.data.quarantine)}" if self.data.quarantine else '# quarantine = "quarantine.csv"'}
 
 [policy]
 # No figure over fewer patients than this leaves the site. The trained weights and the numbers of images and patients
@@ -194,6 +197,12 @@ class Home:
     def manifest(self) -> Path:
         """The manifest that site.toml names."""
         return self.folder / self.settings.data.manifest
+
+    @property
+    def quarantine(self) -> Path | None:
+        """The list of images to leave out that site.toml names, if any."""
+        listed = self.settings.data.quarantine
+        return None if listed is None else self.folder / listed
 
     @cached_property
     def settings(self) -> Settings:

@@ -218,6 +218,7 @@ class Start:
         labelled: indices of those that are trained on with their targets, sorted; all, where nothing selects.
         memory: what ``settle`` left at this site in the last round in which it trained.
         generator: for what an objective draws.
+        seed: the same for a site in every round of a study.
     """
 
     anchor: Anchor
@@ -230,6 +231,7 @@ class Start:
     memory: Memory
     generator: torch.Generator
     round: int = 1
+    seed: int = 0
 
     @property
     def targets(self) -> Tensor:
@@ -336,7 +338,8 @@ class Adaptation:
             never sent. Parameters train unless ``still``. A site's first round begins with those of the pretrained
             model; a module with a personal buffer is in training mode while the site trains.
         receive: takes those tensors of a global state that are no parameters of the model and returns the names that
-            it claimed (FedEx-LoRA's residual is one).
+            it claimed (FedEx-LoRA's residual is one). It is called whenever a state has been written, parameters and
+            what is personal included.
         select: which images are trained on with their targets; None for all.
         weigh: how often each of these is drawn; None for once an epoch.
         objective: the loss, changed; ``Start`` holds what the round started from.

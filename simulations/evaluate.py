@@ -12,6 +12,7 @@ from torch import nn
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest, sites
+from polyclinic.client.data.quarantine import kept
 from polyclinic.client.evaluate import outcome
 from polyclinic.client.policy import Policy
 from polyclinic.core import seeds
@@ -26,10 +27,12 @@ HERE = "test"
 """Where the chosen images are put, whatever split they came from."""
 
 
-def evaluate(run: Run, manifest: Path, split: str = "test", policy: Policy | None = None) -> dict[str, Any]:
+def evaluate(
+    run: Run, manifest: Path, split: str = "test", policy: Policy | None = None, quarantine: Path | None = None
+) -> dict[str, Any]:
     """{"split", "sites": {site: {"n", "metrics", "reliability"}}, "pooled": {...}} of a run's model on ``manifest``.
 
-    ``split`` is train, val, test, or "all" for every image whatever its split.
+    ``split`` is train, val, test, or "all" for every image whatever its split; what ``quarantine`` lists is left out.
 
     Raises:
         DataError: the manifest cannot be used, or has no image in that split.
@@ -38,7 +41,7 @@ def evaluate(run: Run, manifest: Path, split: str = "test", policy: Policy | Non
     study, rules = run.study, policy or Policy()
     torch.set_num_threads(study.training.threads)
     task = network.task(study)
-    rows = read_manifest(manifest, study.data, task, study.study.seed)
+    rows, _ = kept(read_manifest(manifest, study.data, task, study.study.seed), quarantine)
     chosen = [replace(row, split=HERE) for row in rows if split in (row.split, "all")]
     if not chosen:
         raise DataError(f"no image is in split '{split}'", where=str(manifest), remedy="choose another --split, or all")

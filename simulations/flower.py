@@ -73,8 +73,10 @@ class FlowerEngine:
         cohort: Mapping[str, Site],
         workers: int,
         ray_address: str | None = None,
+        quarantine: Path | None = None,
     ) -> None:
         self._study, self._manifest, self._folder, self._cohort = study, manifest.absolute(), folder.absolute(), cohort
+        self._quarantine = "" if quarantine is None else str(quarantine.absolute())
         self._workers, self._address = max(1, min(workers, len(cohort))), ray_address
         adapted = network.build(study)
         self._initial, self.backbone = adapted.read(), adapted.network.backbone.sha256
@@ -123,6 +125,7 @@ class FlowerEngine:
                 "study": str(self._folder / "study.toml"),
                 "manifest": str(self._manifest),
                 "own": str(self._folder / OWN),
+                "quarantine": self._quarantine,
                 "policy": self._cohort[site].policy.model_dump_json(),
             }
             for number, site in enumerate(self.names())

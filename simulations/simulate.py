@@ -15,6 +15,7 @@ import numpy as np
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.federation import federation_problems
 from polyclinic.client.data.manifest import Row, read_manifest, sites
+from polyclinic.client.data.quarantine import kept
 from polyclinic.client.keep import Keep
 from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site
@@ -44,6 +45,7 @@ class Options:
     baselines: bool = False
     resume: bool = False
     policy: Policy = field(default_factory=Policy)
+    quarantine: Path | None = None
 
 
 def simulate(
@@ -56,7 +58,7 @@ def simulate(
         RunError: the folder holds another run, cannot be written, or too few sites gave a good reply.
         EngineError: a worker process died.
     """
-    rows, cohort = gather(study, manifest, options.policy, observe, folder.absolute() / OWN)
+    rows, cohort = gather(study, manifest, options.policy, observe, folder.absolute() / OWN, options.quarantine)
     machine = start(study, manifest, folder, cohort, options)  # first: an unknown backbone leaves no folder behind
     policy = options.policy.model_dump_json()
     about = {"study": study.digest, "data": data_digest(rows, cohort), "backbone": machine.backbone, "policy": policy}
@@ -79,7 +81,9 @@ def start(study: Study, manifest: Path, folder: Path, cohort: Mapping[str, Site]
         return engine(study, cohort, options.workers)
     from polyclinic.simulations.flower import FlowerEngine
 
-    return FlowerEngine(study, manifest, folder, cohort, options.workers, options.ray_address)
+    return FlowerEngine(
+        study, manifest, folder, cohort, options.workers, options.ray_address, quarantine=options.quarantine
+    )
 
 
 def gather(
@@ -88,21 +92,24 @@ def gather(
     policy: Policy,
     observe: Observer = lambda event: None,
     own: Path | None = None,
+    quarantine: Path | None = None,
 ) -> tuple[tuple[Row, ...], dict[str, Site]]:
     """The rows of a manifest, and its sites with every image decoded; warnings are told to ``observe``.
 
-    ``own`` is the folder in which the sites keep what is their own; without it, memory.
+    ``own`` is the folder in which the sites keep what is their own; without it, memory. What ``quarantine`` lists is
+    left out.
 
     Raises:
         DataError: the manifest, an image, or a whole site cannot be used.
     """
-    rows = read_manifest(manifest, study.data, network.task(study), study.study.seed)
+    rows, left_out = kept(read_manifest(manifest, study.data, network.task(study), study.study.seed), quarantine)
     problems = federation_problems(rows, study.training.batch_size)
     errors = [str(problem) for problem in problems if problem.severity == "error"]
     if errors:
         raise DataError("; ".join(errors), where=str(manifest))
-    for problem in problems:
-        observe(Event("warning", 0, failure=str(problem)))
+    for warning in (left_out, *map(str, problems)):
+        if warning:
+            observe(Event("warning", 0, failure=warning))
     held = {name: SiteData(name, group, study.data, network.task(study)) for name, group in sites(rows).items()}
     keeps = {name: Keep(None if own is None else own / name) for name in held}
     cohort = {name: Site(name, data, policy, keeps[name]) for name, data in held.items()}

@@ -11,6 +11,7 @@ import numpy as np
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.pictures import pictures
+from polyclinic.client.data.quarantine import advised
 from polyclinic.client.data.targets import targets
 from polyclinic.core.errors import DataError
 from polyclinic.core.study import SPLITS, Data
@@ -82,7 +83,10 @@ def _stacked(rows: Sequence[Row], data: Data) -> Pixels:
     pixels = np.empty((len(rows), 1, data.image_size, data.image_size), dtype=np.uint8)
     with pictures(data) as read:
         for i, row in enumerate(rows):
-            picture = read(row.path)
+            try:
+                picture = read(row.path)
+            except DataError as failure:
+                raise advised(failure) from failure
             if len(picture) > pixels.shape[1]:
                 grey = pixels[:i]
                 pixels = np.empty((len(rows), *picture.shape), dtype=np.uint8)

@@ -40,4 +40,5 @@ def begun(
         memory=memory or {},
         generator=torch.Generator().manual_seed(seed),
         round=round_number,
+        seed=seed,
     )

@@ -20,6 +20,7 @@ from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site, Workbench, respond
 from polyclinic.core import registry
 from polyclinic.core import study as studies
+from polyclinic.core.errors import StudyError
 from polyclinic.core.messages import Instruction
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, Update, digest
@@ -47,13 +48,21 @@ TRAINS = {
     "last_blocks": r"backbone\.encoder\.(layers\.1\..*|layernorm\..*)",
     "full": r"backbone\.encoder\..*",
     "probe": r"(?!)",
+    "harmonise_histogram": ATTENTION + r"lora_[AB]\.default\.weight|entry\.histogram\.told",
+    "exchange_amplitude": ATTENTION + r"lora_[AB]\.default\.weight|amplitude\.told",
+    "combat": ATTENTION + r"lora_[AB]\.default\.weight|neck\.combat\.(mean|variance)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
-KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
-OWN = {"bitfit", "last_blocks", "full", "probe"}
+KNOBS = {
+    "pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8",
+    "label_budget": "patients = 10", "active": "first = 6\nper_round = 4", "fixmatch": "threshold = 0.5",
+}  # fmt: skip
+OWN = {"bitfit", "last_blocks", "full", "probe", "harmonise_histogram", "exchange_amplitude", "combat"}
 """Methods for which peft has no form."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
+BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\nshare = 0.5\n'}
+"""Methods that need another before them."""
 METHODS = sorted(registry.names("adaptations"))
 
 
@@ -61,6 +70,7 @@ def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
     adapts = registry.load("adaptations", method).adapts
     first = TASK.get(method, "")
     first += "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
+    first += BEFORE.get(method, "")
     return studies.loads(
         f'[study]\nname = "tiny"\nseed = 3\n[data]\nimage_size = 32\ncolour = "grey"\n[backbone]\nreference = '
         f'"file:{vit}"\n{first}[[adaptation]]\nmethod = "{method}"\n{KNOBS.get(method, "")}\n'
@@ -80,7 +90,8 @@ def outputs(model: nn.Module) -> Tensor:
 
 def frozen(bench: Workbench) -> dict[str, Tensor]:
     everything = bench.adapted.network.state_dict()
-    return {name: value.clone() for name, value in everything.items() if name not in bench.adapted.travelling}
+    own = {*bench.adapted.travelling, *bench.adapted.personal}
+    return {name: value.clone() for name, value in everything.items() if name not in own}
 
 
 def federated(study: Study, manifest: Path) -> tuple[Workbench, Tensors, Tensors]:
@@ -166,7 +177,10 @@ def test_it_is_saved_loads_back_and_merges_with_equal_outputs(method: str, run, 
     write_adapter(study, state, tmp_path / "adapter", plain(study).backbone.sha256)
     assert form(tmp_path / "adapter") == ("polyclinic" if method in OWN else "peft")
     torch.testing.assert_close(outputs(load_adapted(study, tmp_path / "adapter")), expected, rtol=0, atol=1e-5)
-    assert all(method.merges for method in study.adaptation)
+    if not registry.load("adaptations", method).merges:
+        with pytest.raises(StudyError, match=f"what '{method}' adds cannot be merged"):
+            write_merged(study, tmp_path / "adapter", tmp_path / "merged")
+        return
     write_merged(study, tmp_path / "adapter", tmp_path / "merged")
     torch.testing.assert_close(outputs(from_merged(study, tmp_path / "merged")), expected, rtol=0, atol=1e-5)
 
