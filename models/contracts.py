@@ -256,8 +256,8 @@ class PeftForm:
     covers: frozenset[str]
 
 
-Describe = Callable[[nn.Module, Tensors], PeftForm]
-"""(the network as it was fitted, global state) → its form in peft."""
+Describe = Callable[[nn.Module, Tensors], PeftForm | None]
+"""(the network as it was fitted, global state) → its form in peft; None where peft has none."""
 
 
 def unchanged(model: nn.Module, generator: torch.Generator) -> None:
@@ -294,6 +294,10 @@ def keep_nothing(model: nn.Module, start: Start, trained: Trained) -> Memory:
     return {}
 
 
+def not_in_peft(model: nn.Module, tensors: Tensors) -> None:
+    """For what changes the model in a way that peft cannot say, whatever else stands in the chain."""
+
+
 Select = Callable[[Start, torch.Generator], Tensor]
 """(start, of which ``labelled`` is what may be chosen from; generator) → indices, a sorted part of ``labelled``."""
 Weigh = Callable[[Start], Tensor]
@@ -325,7 +329,8 @@ class Adaptation:
         objective: the loss, changed; ``Start`` holds what the round started from.
         batch: pixels and targets at training time, changed; draws only from the generator.
         settle: after a round's training: may write what is ``still``, and returns what to keep for the next round.
-        peft: how what this made is said in peft's form; empty where peft has no form for it.
+        peft: how what this made is said in peft's form; empty where it makes nothing in the model, or parameters for
+            which peft has no form; ``not_in_peft`` where the model changes beyond its parameters.
     """
 
     families: frozenset[str]

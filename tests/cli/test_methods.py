@@ -16,7 +16,7 @@ from tests.cli.conftest import Call
 THREE = '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["a", "b", "c"]\n'
 KEYS = {
     "method", "families", "paper", "tasks", "backbones", "adapts", "travels", "personal", "exact_private", "because",
-    "merges", "low_rank", "study",
+    "identity", "merges", "low_rank", "study",
 }  # fmt: skip
 
 
@@ -50,7 +50,10 @@ def test_a_family_is_picked_and_an_unknown_one_refused(polyclinic: Call) -> None
     assert "exact under differential privacy: no: the site's class counts enter" in said
     assert 'in a study: [[adaptation]]; method = "fedlc"; tau = 1.0' in said
     assert "lora  (" not in said
-    assert "one of data, objective, parameter, representation" in polyclinic("methods", "--family", "x").complaint
+    assert (
+        "one of architecture, data, objective, parameter, representation"
+        in polyclinic("methods", "--family", "x").complaint
+    )
 
 
 def test_a_plugin_that_says_nothing_of_itself_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
