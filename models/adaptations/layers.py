@@ -12,6 +12,7 @@ from polyclinic.core.errors import StudyError
 Targets = Literal["attention", "mlp", "all"]
 
 ROLES = {
+    "query": r"q_proj|query",
     "key": r"k_proj|key",
     "value": r"v_proj|value",
     "attention": r"q_proj|k_proj|v_proj|o_proj|query|key|value|qkv",

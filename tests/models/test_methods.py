@@ -54,11 +54,11 @@ TRAINS = {
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
 KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
-STAY = {"vpt", "houlsby", "adaptformer"}
+STAY = {"vpt", "houlsby", "adaptformer", "tome", "prune"}
 """Methods that change the model in a way that does not merge into the backbone's weights."""
 OWN = {"bitfit", "last_blocks", "full", "probe"} | STAY
 """Methods for which peft has no form."""
-OTHERWISE = {"vpt"}
+OTHERWISE = {"vpt", "tome", "prune"}
 """Methods whose model does not begin as the frozen one, as their papers have it."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
