@@ -87,6 +87,17 @@ def tapped(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
+@contextmanager
+def entered(module: nn.Module) -> Iterator[list[Tensor]]:
+    """Within it, the list holds what the module was given, as often as it ran."""
+    found: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda module, given: found.append(given[0]))
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
 def pooled_only(task: type) -> bool:
     """Whether a kind of task looks at pooled features alone."""
     return getattr(task, "dense", False) is False

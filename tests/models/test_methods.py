@@ -49,12 +49,13 @@ TRAINS = {
     "full": r"backbone\.encoder\..*",
     "probe": r"(?!)",
     "vpt": LAYER + r"vpt_prompts",
+    "ladder": r"ladder\.(gates|(foot|downs\.\d|rungs\.\d\..*|norm|up)\.(weight|bias))",
     "houlsby": LAYER + r"(attention|mlp)\.houlsby\.(down|up)\.(weight|bias)",
     "adaptformer": LAYER + r"mlp\.adaptformer\.(down|up)\.(weight|bias)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
 KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
-STAY = {"vpt", "houlsby", "adaptformer", "tome", "prune"}
+STAY = {"vpt", "houlsby", "adaptformer", "tome", "prune", "ladder"}
 """Methods that change the model in a way that does not merge into the backbone's weights."""
 OWN = {"bitfit", "last_blocks", "full", "probe"} | STAY
 """Methods for which peft has no form."""
