@@ -25,7 +25,7 @@ class Facts:
         travels: what leaves a site because of it.
         personal: what it keeps at a site from round to round, so that sites' models differ.
         backbones: what a backbone must have for it.
-        identity: whether the model begins with the outputs of the frozen one.
+        identity: whether the model begins with the outputs of the frozen one, as it is without the method.
     """
 
     families: tuple[str, ...]

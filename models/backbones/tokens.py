@@ -64,11 +64,15 @@ def seen(last: Tensor, others: Sequence[Tensor], leading: int, sides: Sequence[i
     return Seen(places.mean(dim=1), last[:, 0] if leading else None, found)
 
 
-def tokens(leading: int, patch: int) -> See:
-    """How transformers' plain vision transformers are seen: maps at four depths, the last after the normalisation."""
+def tokens(leading: int, patch: int, depth_patch: int | None = None) -> See:
+    """How transformers' plain vision transformers are seen: maps at four depths, the last after the normalisation.
+
+    ``depth_patch`` is how many slices of a volume a patch takes.
+    """
+    patches = (patch, patch) if depth_patch is None else (depth_patch, patch, patch)
 
     def see(module: nn.Module, pixels: Tensor, maps: bool) -> Seen:
-        sides = [side // patch for side in pixels.shape[2:]]
+        sides = [side // one for side, one in zip(pixels.shape[2:], patches, strict=True)]
         found = module(pixel_values=pixels, output_hidden_states=maps)
         states = found.hidden_states or ()
         others = [states[i] for i in depths(len(states) - 1)[:-1]] if maps else []

@@ -14,6 +14,7 @@ from polyclinic.core.errors import PluginError
 from tests.cli.conftest import Call
 
 THREE = '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["a", "b", "c"]\n'
+VOLUMES = {"inflate": '[data]\nvolume = "whole"\ndepth = 8\n'}
 KEYS = {
     "method", "families", "paper", "tasks", "backbones", "adapts", "travels", "personal", "exact_private", "because",
     "identity", "merges", "low_rank", "study",
@@ -38,7 +39,7 @@ def test_every_registered_method_is_listed_once_with_all_that_is_asked(polyclini
 @pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry["method"])
 def test_its_study_lines_are_a_sound_study_that_writes_out_the_same(entry: dict[str, str], tiny_vit: Path) -> None:
     first = "" if entry["adapts"] else '[[adaptation]]\nmethod = "lora"\n'
-    study = studies.loads(f'[study]\nname = "x"\n{first}{entry["study"]}{THREE}')
+    study = studies.loads(f'[study]\nname = "x"\n{first}{entry["study"]}{VOLUMES.get(entry["method"], "")}{THREE}')
     method = study.adaptation[-1]
     assert method.model_dump(mode="json") == method.__class__(method=entry["method"]).model_dump(mode="json")
     assert method.build().families == set(entry["families"])  # type: ignore[attr-defined]
