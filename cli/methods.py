@@ -66,6 +66,7 @@ def _entry(name: str, kind: type[Method], tasks: dict[str, type[Method]]) -> dic
         "personal": facts.personal,
         "exact_private": facts.exact_private,
         "because": facts.because,
+        "identity": facts.identity,
         "merges": kind.merges,
         "low_rank": kind.low_rank,
         "study": _lines(name, kind),
@@ -91,6 +92,7 @@ def _tell(entry: dict[str, Any]) -> None:
         "travels": entry["travels"],
         "stays at the site": entry["personal"],
         "exact under differential privacy": f"{private}: {entry['because']}",
+        "begins as the frozen model": "yes" if entry["identity"] else "no",
         "merges into the backbone": "yes" if entry["merges"] else "no",
         "in a study": entry["study"].strip().replace("\n", "; "),
     }

@@ -25,6 +25,7 @@ class Facts:
         travels: what leaves a site because of it.
         personal: what it keeps at a site from round to round, so that sites' models differ.
         backbones: what a backbone must have for it.
+        identity: whether the model begins with the outputs of the frozen one, as it is without the method.
     """
 
     families: tuple[str, ...]
@@ -34,6 +35,7 @@ class Facts:
     travels: str = "nothing"
     personal: str = "nothing"
     backbones: str = "any"
+    identity: bool = True
 
 
 ELSEWHERE = "polyclinic methods --family parameter lists what does"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from polyclinic.core.study import Data
 from polyclinic.models.contracts import (
     Adaptation,
     Memory,
@@ -21,9 +23,17 @@ from polyclinic.models.contracts import (
     same_batch,
 )
 
+if TYPE_CHECKING:
+    from polyclinic.models.backbones import Encoder
+
 
 def chain(*parts: Adaptation) -> Adaptation:
     """The adaptations one after another, in order; ``chain()`` is the identity and ``chain`` is associative."""
+
+    def recast(encoder: Encoder, data: Data) -> Encoder:
+        for part in parts:
+            encoder = part.recast(encoder, data)
+        return encoder
 
     def fit_in(model: nn.Module, generator: torch.Generator) -> None:
         for part in parts:
@@ -50,6 +60,7 @@ def chain(*parts: Adaptation) -> Adaptation:
 
     return Adaptation(
         families=frozenset().union(*(part.families for part in parts)),
+        recast=recast,
         fit_in=fit_in,
         travels=lambda name: any(part.travels(name) for part in parts),
         chosen=lambda model: frozenset().union(*(part.chosen(model) for part in parts)),

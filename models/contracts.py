@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from polyclinic.core.statistics.monoid import Statistic
+from polyclinic.core.study import Data
 from polyclinic.core.update import Tensors
+
+if TYPE_CHECKING:
+    from polyclinic.models.backbones import Encoder
 
 Anchor = Mapping[str, Tensor]
 """The global tensors that a round started from, by parameter name; detached, on the model's device."""
@@ -275,8 +279,13 @@ class PeftForm:
     covers: frozenset[str]
 
 
-Describe = Callable[[nn.Module, Tensors], PeftForm]
-"""(the network as it was fitted, global state) → its form in peft."""
+Describe = Callable[[nn.Module, Tensors], PeftForm | None]
+"""(the network as it was fitted, global state) → its form in peft; None where peft has none."""
+
+
+def same_encoder(encoder: Encoder, data: Data) -> Encoder:
+    """The encoder as it was."""
+    return encoder
 
 
 def unchanged(model: nn.Module, generator: torch.Generator) -> None:
@@ -313,6 +322,10 @@ def keep_nothing(model: nn.Module, start: Start, trained: Trained) -> Memory:
     return {}
 
 
+def not_in_peft(model: nn.Module, tensors: Tensors) -> None:
+    """For what changes the model in a way that peft cannot say, whatever else stands in the chain."""
+
+
 Select = Callable[[Start, torch.Generator], Tensor]
 """(start, of which ``labelled`` is what may be chosen from; generator) → indices, a sorted part of ``labelled``."""
 Weigh = Callable[[Start], Tensor]
@@ -325,9 +338,11 @@ class Adaptation:
 
     Attributes:
         families: which of parameter, representation, objective, data, architecture it belongs to.
+        recast: changes the encoder as it was loaded, before a head is built for it, and draws nothing: the study's
+            plain network has it, too, and so has the frozen backbone that describes data.
         fit_in: changes the model in place, once, before training; draws only from the generator. Besides wrapping
             layers it may put modules at ``model.entry`` (pixels → pixels, for every picture) and ``model.neck``
-            (pooled features → pooled features).
+            (pooled features → pooled features), and replace ``model.backbone.see`` by a method of a module.
         travels: whether the named parameter leaves the site; it also trains there, unless ``constant`` or ``still``.
         chosen: names of more such parameters, where that depends on the whole model (its last blocks, say).
         constant: whether the named parameter, though it travels, does not train: every site works out the same bits,
@@ -345,10 +360,12 @@ class Adaptation:
         objective: the loss, changed; ``Start`` holds what the round started from.
         batch: pixels and targets at training time, changed; draws only from the generator.
         settle: after a round's training: may write what is ``still``, and returns what to keep for the next round.
-        peft: how what this made is said in peft's form; empty where peft has no form for it.
+        peft: how what this made is said in peft's form; empty where it makes nothing in the model, or parameters for
+            which peft has no form; ``not_in_peft`` where the model changes beyond its parameters.
     """
 
     families: frozenset[str]
+    recast: Callable[[Encoder, Data], Encoder] = same_encoder
     fit_in: Callable[[nn.Module, torch.Generator], None] = unchanged
     travels: Callable[[str], bool] = nothing
     chosen: Callable[[nn.Module], frozenset[str]] = none_of_it

@@ -144,7 +144,7 @@ def _peft_form(adapted: Adapted, tensors: Tensors) -> PeftForm | None:
         return None
     found = adapted.chain.peft[0](adapted.network, tensors)
     head = {name: array for name, array in tensors.items() if name.startswith(HEAD)}
-    if tensors.keys() - found.covers - head.keys():
+    if found is None or tensors.keys() - found.covers - head.keys():
         return None
     named = {ROOT + name: array for name, array in head.items()}
     return PeftForm(found.config, dict(found.tensors) | named, found.covers)

@@ -190,18 +190,37 @@ def task(study: Study) -> Task:
 
 
 def plain(study: Study) -> Network:
-    """The study's network before anything is fitted in; its head is drawn from the study's seed."""
-    encoder = backbones.load(study)
+    """The study's network before anything is fitted in; its head is drawn from the study's seed.
+
+    Raises:
+        StudyError: the backbone is for flat pictures and the study has volumes, or the other way round.
+    """
+    encoder = _chained(study).recast(backbones.load(study), study.data)
+    _demand_dimensions(study, encoder)
     mean, std = backbones.normalisation(study, encoder)
     backbone, predicts = Backbone(encoder, mean, std, study.backbone.pooling), task(study)
     generator = torch.Generator().manual_seed(derive(study.study.seed, "head"))
-    shape = Shape(backbone.width, backbone.levels, study.data.image_size)
+    shape = Shape(backbone.width, backbone.levels, study.data.image_size, study.data.depth)
     return Network(backbone, predicts.head(shape, generator), dense=predicts.dense)
 
 
 def build(study: Study, device: torch.device | None = None) -> Adapted:
     """The study's network with its chain fitted in, in the state that round 1 starts from."""
-    network = plain(study)
-    chained = chain(*(method.build() for method in study.adaptation))  # type: ignore[attr-defined]
+    network, chained = plain(study), _chained(study)
     chained.fit_in(network, torch.Generator().manual_seed(derive(study.study.seed, "adaptation")))
     return Adapted(network, chained, device or torch.device("cpu"))
+
+
+def _chained(study: Study) -> Adaptation:
+    return chain(*(method.build() for method in study.adaptation))  # type: ignore[attr-defined]
+
+
+def _demand_dimensions(study: Study, encoder: backbones.Encoder) -> None:
+    if encoder.volumes == (study.data.depth is not None):
+        return
+    if encoder.volumes:
+        problem, remedy = "flat pictures for a backbone of volumes", 'write volume = "whole" and a depth in [data]'
+    else:
+        problem = "volumes for a backbone of flat pictures"
+        remedy = 'add an [[adaptation]] that makes it take them (family architecture), or write volume = "middle"'
+    raise StudyError(f"the study has {problem}", where="data.volume", remedy=remedy)

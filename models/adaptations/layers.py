@@ -12,14 +12,15 @@ from polyclinic.core.errors import StudyError
 Targets = Literal["attention", "mlp", "all"]
 
 ROLES = {
+    "query": r"q_proj|query",
     "key": r"k_proj|key",
     "value": r"v_proj|value",
-    "attention": r"q_proj|k_proj|v_proj|o_proj|query|key|value|qkv",
-    "widened": r"fc2|down_proj",
-    "mlp": r"fc1|fc2|up_proj|down_proj|gate_proj",
+    "attention": r"q_proj|k_proj|v_proj|o_proj|query|key|value|qkv|attn\.proj|attn\.out_proj",
+    "widened": r"fc2|down_proj|lin2|linear2|pwconv2|pointwise_conv2",
+    "mlp": r"fc[12]|up_proj|down_proj|gate_proj|lin[12]|linear[12]|pwconv[12]|pointwise_conv[12]",
 }
 ROLES["all"] = "|".join((ROLES["attention"], ROLES["mlp"]))
-_BLOCK = re.compile(r"(backbone\..*?\.(?:layers?|blocks?))\.(\d+)\.")
+_BLOCK = re.compile(r"(backbone\..*\.(?:layers?|blocks?))\.(\d+)\.")  # the innermost stack: stages hold blocks
 
 
 def named(model: nn.Module, role: str) -> list[str]:
@@ -51,6 +52,26 @@ def norms(model: nn.Module) -> list[str]:
             "this backbone has no layer normalisation", where="adaptation", remedy="choose another method or backbone"
         )
     return found
+
+
+def convolutions(model: nn.Module) -> list[str]:
+    """Full names of the backbone's plain convolutions: neither grouped, nor dilated, nor transposed.
+
+    Raises:
+        StudyError: it has none.
+    """
+    found = [name for name, module in model.named_modules() if name.startswith("backbone.") and _plain(module)]
+    if not found:
+        raise StudyError(
+            "this backbone has no plain convolution", where="adaptation", remedy="choose another method or backbone"
+        )
+    return found
+
+
+def _plain(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv2d and type(module) is not nn.Conv3d:
+        return False
+    return module.groups == 1 and set(module.dilation) == {1} and module.padding_mode == "zeros"
 
 
 def block_of(name: str) -> tuple[str, int] | None:

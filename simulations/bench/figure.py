@@ -79,7 +79,7 @@ count = {rounds}
 
 def work(manifest: Path, rounds: int) -> Work:
     """The same for the bare loop."""
-    from polyclinic.models import backbones
+    from polyclinic import models
 
-    weights = Path(backbones.__file__).parent / "embedded" / "vit_tiny.safetensors"
+    weights = Path(models.__path__[0]) / "embedded" / "vit_tiny.safetensors"
     return Work(manifest, weights, rounds, 16, 8, 16.0, 1e-3, ("normal", "lesion"))

@@ -20,9 +20,10 @@ PRIVATE_NOT = {
     "loha", "lokr", "fedlc", "class_balanced", "soft_ece", "rebalance", "by_patient", "label_budget", "active",
     "fixmatch", "harmonise_histogram", "exchange_amplitude", "combat",
 }  # fmt: skip
+VOLUMES = {"inflate": '[data]\nvolume = "whole"\ndepth = 8\n'}
 KEYS = {
     "method", "families", "paper", "tasks", "backbones", "adapts", "travels", "personal", "exact_private", "because",
-    "merges", "low_rank", "study",
+    "identity", "merges", "low_rank", "study",
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def test_every_registered_method_is_listed_once_with_all_that_is_asked(polyclini
 def test_its_study_lines_are_a_sound_study_that_writes_out_the_same(entry: dict[str, str], tiny_vit: Path) -> None:
     first = "" if entry["adapts"] else '[[adaptation]]\nmethod = "lora"\n'
     first += BEFORE.get(entry["method"], "")
-    study = studies.loads(f'[study]\nname = "x"\n{first}{entry["study"]}{THREE}')
+    study = studies.loads(f'[study]\nname = "x"\n{first}{entry["study"]}{VOLUMES.get(entry["method"], "")}{THREE}')
     method = study.adaptation[-1]
     assert method.model_dump(mode="json") == method.__class__(method=entry["method"]).model_dump(mode="json")
     assert method.build().families == set(entry["families"])  # type: ignore[attr-defined]
@@ -57,7 +58,10 @@ def test_a_family_is_picked_and_an_unknown_one_refused(polyclinic: Call) -> None
     assert "exact under differential privacy: no: the site's class counts enter" in said
     assert 'in a study: [[adaptation]]; method = "fedlc"; tau = 1.0' in said
     assert "lora  (" not in said
-    assert "one of data, objective, parameter, representation" in polyclinic("methods", "--family", "x").complaint
+    assert (
+        "one of architecture, data, objective, parameter, representation"
+        in polyclinic("methods", "--family", "x").complaint
+    )
 
 
 def test_a_plugin_that_says_nothing_of_itself_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

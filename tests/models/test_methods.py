@@ -6,6 +6,7 @@ What each method may train is written down here by hand, so that the methods are
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -51,18 +52,35 @@ TRAINS = {
     "harmonise_histogram": ATTENTION + r"lora_[AB]\.default\.weight|entry\.histogram\.told",
     "exchange_amplitude": ATTENTION + r"lora_[AB]\.default\.weight|amplitude\.told",
     "combat": ATTENTION + r"lora_[AB]\.default\.weight|neck\.combat\.(mean|variance)",
+    "vpt": LAYER + r"vpt_prompts",
+    "ladder": r"ladder\.(gates|(foot|downs\.\d|rungs\.\d\..*|norm|up)\.(weight|bias))",
+    "houlsby": LAYER + r"(attention|mlp)\.houlsby\.(down|up)\.(weight|bias)",
+    "adaptformer": LAYER + r"mlp\.adaptformer\.(down|up)\.(weight|bias)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
+BESIDE = {"inflate": r"backbone\.encoder\.embeddings\.depth_positions"}
 KNOBS = {
-    "pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8",
-    "label_budget": "patients = 10", "active": "first = 6\nper_round = 4", "fixmatch": "threshold = 0.5",
-}  # fmt: skip
-OWN = {"bitfit", "last_blocks", "full", "probe", "harmonise_histogram", "exchange_amplitude", "combat"}
+    "patch_size": "size = 16",
+    "pissa": "rank = 2",
+    "lora": "rank = 2",
+    "vera": "rank = 8",
+    "oft": "block_size = 8",
+    "label_budget": "patients = 10",
+    "active": "first = 6\nper_round = 4",
+    "fixmatch": "threshold = 0.5",
+}
+STAY = {"vpt", "houlsby", "adaptformer", "tome", "prune", "ladder", "inflate"}
+"""Methods that change the model in a way that does not merge into the backbone's weights."""
+OWN = {"bitfit", "last_blocks", "full", "probe", "harmonise_histogram", "exchange_amplitude", "combat"} | STAY
 """Methods for which peft has no form."""
+OTHERWISE = {"vpt", "tome", "prune", "patch_size", "inflate"}
+"""Methods whose model does not begin as the frozen one, as their papers have it."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
 BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\nshare = 0.5\n'}
 """Methods that need another before them."""
+DATA = {"inflate": 'volume = "whole"\ndepth = 8\n'}
+"""Methods of volumes."""
 METHODS = sorted(registry.names("adaptations"))
 
 
@@ -72,19 +90,20 @@ def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
     first += "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
     first += BEFORE.get(method, "")
     return studies.loads(
-        f'[study]\nname = "tiny"\nseed = 3\n[data]\nimage_size = 32\ncolour = "grey"\n[backbone]\nreference = '
-        f'"file:{vit}"\n{first}[[adaptation]]\nmethod = "{method}"\n{KNOBS.get(method, "")}\n'
+        f'[study]\nname = "tiny"\nseed = 3\n[data]\nimage_size = 32\ncolour = "grey"\n{DATA.get(method, "")}'
+        f'[backbone]\nreference = "file:{vit}"\n{first}[[adaptation]]\nmethod = "{method}"\n{KNOBS.get(method, "")}\n'
         f"[training]\nlearning_rate = 5e-3\nbatch_size = 8\n[rounds]\ncount = {rounds}\n"
     )
 
 
-def pixels() -> Tensor:
-    return torch.rand((3, 1, 32, 32), generator=torch.Generator().manual_seed(1))
+def pixels(study: Study) -> Tensor:
+    depth = () if study.data.depth is None else (study.data.depth,)
+    return torch.rand((3, 1, *depth, 32, 32), generator=torch.Generator().manual_seed(1))
 
 
-def outputs(model: nn.Module) -> Tensor:
+def outputs(model: nn.Module, study: Study) -> Tensor:
     with torch.no_grad():
-        result: Tensor = model(pixels())
+        result: Tensor = model(pixels(study))
     return result
 
 
@@ -94,12 +113,22 @@ def frozen(bench: Workbench) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in everything.items() if name not in own}
 
 
+def volumes(data: SiteData) -> SiteData:
+    """Where the study has volumes, every picture becomes one, darker from slice to slice."""
+    if data.data.depth is None:
+        return data
+    for split, found in ((split, data.images(split)) for split in ("train", "val", "test")):
+        darker = np.linspace(1.0, 0.5, data.data.depth)[:, None, None]
+        data._decoded[split] = replace(found, pixels=(found.pixels[:, :, None] * darker).astype(np.uint8))
+    return data
+
+
 def federated(study: Study, manifest: Path) -> tuple[Workbench, Tensors, Tensors]:
     """(workbench, global state at the start, global state after the rounds), two sites, mean."""
     bench, strategy = Workbench(study, torch.device("cpu")), MeanStrategy()
     groups = sites(read_manifest(manifest, study.data, network.task(study), study.study.seed))
     members = [
-        Site(name, SiteData(name, groups[name], study.data, network.task(study)), Policy())
+        Site(name, volumes(SiteData(name, groups[name], study.data, network.task(study))), Policy())
         for name in ("north", "south")
     ]
     before = frozen(bench)
@@ -133,7 +162,8 @@ def run(tiny_vit: Path, tiny_manifest: Path):  # type: ignore[no-untyped-def]
 
 
 def trainable(method: str) -> str:
-    return TRAINS.get(method, TRAINS["lora"])
+    """Of those that do not adapt by themselves, what travels beside the factors of LoRA."""
+    return TRAINS[method] if method in TRAINS else "|".join((TRAINS["lora"], BESIDE.get(method, "(?!)")))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -152,7 +182,15 @@ def test_two_rounds_train_and_send_what_the_method_says_and_nothing_else(method:
 @pytest.mark.parametrize("method", METHODS)
 def test_it_starts_as_the_frozen_model(method: str, tiny_vit: Path) -> None:
     study = study_of(method, tiny_vit)
-    torch.testing.assert_close(outputs(build(study).network), outputs(plain(study)), rtol=0, atol=2e-6)
+    one, other = outputs(build(study).network, study), outputs(plain(study), study)
+    assert registry.load("adaptations", method).facts.identity == (method not in OTHERWISE)
+    if method in OTHERWISE:
+        if method in DATA:  # there is nothing to compare with: without it no volume can be seen
+            return
+        other = outputs(plain(study.model_copy(update={"adaptation": study.adaptation[:-1]})), study)
+        assert (one - other).abs().max() > 1e-4
+    else:
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -172,31 +210,34 @@ def test_everything_follows_from_the_seed_and_no_global_generator(method: str, t
 def test_it_is_saved_loads_back_and_merges_with_equal_outputs(method: str, run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     study, bench, _, state = run(method)
     bench.adapted.write(state)
-    expected = outputs(bench.adapted.network)
-    assert (expected - outputs(plain(study))).abs().max() > 1e-3
+    expected = outputs(bench.adapted.network, study)
+    assert (expected - outputs(plain(study), study)).abs().max() > 1e-3
     write_adapter(study, state, tmp_path / "adapter", plain(study).backbone.sha256)
     assert form(tmp_path / "adapter") == ("polyclinic" if method in OWN else "peft")
     torch.testing.assert_close(outputs(load_adapted(study, tmp_path / "adapter")), expected, rtol=0, atol=1e-5)
     if not registry.load("adaptations", method).merges:
+    torch.testing.assert_close(outputs(load_adapted(study, tmp_path / "adapter"), study), expected, rtol=0, atol=1e-5)
+    if method in STAY:
         with pytest.raises(StudyError, match=f"what '{method}' adds cannot be merged"):
             write_merged(study, tmp_path / "adapter", tmp_path / "merged")
         return
     write_merged(study, tmp_path / "adapter", tmp_path / "merged")
-    torch.testing.assert_close(outputs(from_merged(study, tmp_path / "merged")), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(outputs(from_merged(study, tmp_path / "merged"), study), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # of attention under vmap
 @pytest.mark.parametrize("method", [name for name in METHODS if registry.load("adaptations", name).adapts])
 def test_patients_gradients_are_had_alone_and_exactly_where_the_method_says_so(method: str, tiny_vit: Path) -> None:
     """torch.func's gradients, one picture each, against backpropagation with that picture alone."""
-    adapted = build(study_of(method, tiny_vit))
+    study = study_of(method, tiny_vit)
+    adapted = build(study)
     rng = np.random.default_rng(0)
     state = {
         name: array if adapted.chain.constant(name) else (array + rng.normal(0, 0.05, array.shape)).astype(np.float32)
         for name, array in adapted.read().items()
     }
     adapted.write(state)
-    net, seen, targets = adapted.network, pixels(), torch.tensor([0, 1, 1])
+    net, seen, targets = adapted.network, pixels(study), torch.tensor([0, 1, 1])
     trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     kept = {name: weight for name, weight in net.named_parameters() if name not in trained} | dict(net.named_buffers())
 
