@@ -31,6 +31,7 @@ class Backbone(nn.Module):
             raise StudyError("this backbone has no class token", where="backbone.pooling", remedy='write "mean"')
         self.encoder, self.see = encoder.module, encoder.see
         self.leading, self.pooling, self.sha256 = encoder.leading, pooling, encoder.sha256
+        self.pretrained = encoder.pretrained
         self.width, self.levels = encoder.width * (2 if pooling == "cls+mean" else 1), encoder.levels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
