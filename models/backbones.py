@@ -57,6 +57,7 @@ class Encoder:
         sha256: of the weights file.
         has_cls: whether there is a class token.
         leading: tokens before those of patches (the class token, registers), for those that export them.
+        volumes: whether it takes volumes, [N, channels, D, S, S], and not flat pictures.
     """
 
     module: nn.Module
@@ -69,6 +70,7 @@ class Encoder:
     sha256: str
     has_cls: bool = True
     leading: int = 0
+    volumes: bool = False
 
 
 LEVELS = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -168,17 +169,59 @@ def stretched(values: NDArray[Any], low: float, high: float) -> Pixels:
 def _square(image: Image.Image, side: int, fit: str) -> Image.Image:
     if image.size == (side, side):
         return image
-    if fit == "crop":
-        edge = min(image.size)
-        left, top = ((length - edge) // 2 for length in image.size)
-        image = image.crop((left, top, left + edge, top + edge))
-    if fit != "pad":
-        return image.resize((side, side), Image.Resampling.BILINEAR)
-    width, height = (max(1, round(length * side / max(image.size))) for length in image.size)
+    at = placed(image.size, side, fit)
+    left, top, width, height = at.taken
+    if (width, height) != image.size:
+        image = image.crop((left, top, left + width, top + height))
+    inner = image.resize(at.inner, Image.Resampling.BILINEAR)
+    if at.inner == (side, side):
+        return inner
     canvas = Image.new(image.mode, (side, side))
-    inner = image.resize((width, height), Image.Resampling.BILINEAR)
-    canvas.paste(inner, ((side - width) // 2, (side - height) // 2))
+    canvas.paste(inner, at.corner)
     return canvas
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """How a picture becomes a square: which part of it is taken, what that is resized to, and where it then lies.
+
+    Attributes:
+        taken: left, top, width and height, in pixels of the picture.
+        inner: width and height in the square.
+        corner: left and top in the square.
+    """
+
+    taken: tuple[int, int, int, int]
+    inner: tuple[int, int]
+    corner: tuple[int, int]
+
+
+def placed(size: tuple[int, int], side: int, fit: str) -> Placed:
+    """What ``data.fit`` makes of a picture of ``size`` (width, height); see ``decode``."""
+    width, height = size
+    if fit == "crop":
+        edge = min(size)
+        return Placed(((width - edge) // 2, (height - edge) // 2, edge, edge), (side, side), (0, 0))
+    if fit == "squash":
+        return Placed((0, 0, width, height), (side, side), (0, 0))
+    across, down = (max(1, round(length * side / max(size))) for length in size)
+    return Placed((0, 0, width, height), (across, down), ((side - across) // 2, (side - down) // 2))
+
+
+def fitted_mask(mask: NDArray[Any], side: int, fit: str) -> NDArray[Any]:
+    """A mask [..., H, W] brought to [..., side, side] as ``fitted`` brings its picture: nearest pixels, -1 around it."""
+    at = placed((mask.shape[-1], mask.shape[-2]), side, fit)
+    left, top, width, height = at.taken
+    columns, rows = nearest(width, at.inner[0]) + left, nearest(height, at.inner[1]) + top
+    square = np.full((*mask.shape[:-2], side, side), -1, dtype=mask.dtype)
+    x, y = at.corner
+    square[..., y : y + at.inner[1], x : x + at.inner[0]] = mask[..., rows[:, None], columns]
+    return square
+
+
+def nearest(length: int, size: int) -> NDArray[np.int64]:
+    """[size] which of ``length`` pixels lies nearest to each of as many evenly spread over the same extent."""
+    return ((np.arange(size) + 0.5) * length / size).astype(np.int64)
 
 
 def _too_large(size: str, where: str) -> DataError:
