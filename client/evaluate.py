@@ -15,29 +15,36 @@ from polyclinic.core.study import Study
 from polyclinic.models.contracts import Task
 
 BATCH = 64
+"""Pictures at once, or slices of volumes."""
 
 
 def predict(model: nn.Module, images: Images, study: Study, device: torch.device) -> np.ndarray:
     """What ``model`` gives for every image, float32 [N, …]."""
     parts: list[Tensor] = []
     with torch.inference_mode(), autocast(study.training, device):
-        for pixels in torch.from_numpy(images.pixels).split(BATCH):
+        for pixels in torch.from_numpy(images.pixels).split(at_once(images)):
             parts.append(model(scaled(pixels, device)).float().cpu())
     result: np.ndarray = torch.cat(parts).numpy()
     return result
 
 
+def at_once(images: Images) -> int:
+    """How many images a batch holds when nothing is trained."""
+    return BATCH if images.pixels.ndim == 4 else max(1, BATCH // images.pixels.shape[2])
+
+
 def outcome(model: nn.Module, task: Task, images: Images, study: Study, device: torch.device) -> Statistic:
     """How the model did on ``images``; of each batch only what matters for it is kept."""
     found: dict[str, list[np.ndarray]] = {}
+    monitoring = study.monitoring
     with torch.inference_mode(), autocast(study.training, device):
-        for places in np.array_split(np.arange(len(images)), range(BATCH, len(images), BATCH)):
+        for places in np.array_split(np.arange(len(images)), range(at_once(images), len(images), at_once(images))):
             pixels = scaled(torch.from_numpy(images.pixels[places]), device)
             output = task.infer(model, pixels).float().cpu().numpy()
-            for name, rows in task.examine(output, images.targets[places]).items():
+            seen = task.examine(output, images.targets[places], bins=monitoring.bins, spacing=images.spacing[places])
+            for name, rows in seen.items():
                 found.setdefault(name, []).append(rows)
     findings = {name: np.concatenate(rows) for name, rows in found.items()}
-    monitoring = study.monitoring
     return task.tally(findings, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
 
 

@@ -24,6 +24,9 @@ Anchor = Mapping[str, Tensor]
 Needs = Literal["label", "mask", "boxes"]
 """What a manifest must give for every image of a task."""
 
+IGNORED = 255
+"""In a mask, a pixel that counts nowhere: outside of a padded picture, or not labelled."""
+
 Findings = Mapping[str, np.ndarray]
 """What of a model's outputs matters for its outcome: arrays of one row an image, however large the outputs were."""
 
@@ -58,12 +61,18 @@ class Shape:
         levels: of the maps, the finest first; empty for a backbone that has none.
         side: of the square that the model sees, in pixels.
         depth: slices of a volume; None for flat pictures.
+        channels: of the picture as the encoder sees it.
     """
 
     width: int
     levels: tuple[Level, ...]
     side: int
     depth: int | None = None
+    channels: int = 3
+
+
+class Detailed(nn.Module):
+    """A dense head that is given the picture, as the encoder sees it, before the backbone's maps."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,8 @@ class Task(Protocol):
     def moved(self, target: Tensor, inverse: Tensor) -> Tensor:
         """Targets of pictures that were moved: ``inverse`` [N, 2, 3] maps places after the move to those before it.
 
-        Both in [-1, 1] over the picture, as ``torch.nn.functional.affine_grid`` has it.
+        Both in [-1, 1] over the picture, as ``torch.nn.functional.affine_grid`` has it; of a volume, every slice
+        moves alike.
         """
 
     def presence(self, target: np.ndarray) -> np.ndarray:
@@ -148,8 +158,13 @@ class Task(Protocol):
     def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
         """Outputs [N, …] for whole pictures [N, C, (D,) S, S]; a task may slide a window over them."""
 
-    def examine(self, output: np.ndarray, target: np.ndarray) -> Findings:
-        """What of outputs [N, …] against targets [N, …] matters for the outcome, a row an image."""
+    def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
+        """What of outputs [N, …] against targets [N, …] matters for the outcome, a row an image.
+
+        Args:
+            bins: of the reliability diagram.
+            spacing: mm between neighbouring pixels, [N, 2] along H, W or [N, 3] along D, H, W; nan where unknown.
+        """
 
     def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Statistic:
         """Mergeable outcome of all images of a split together."""
@@ -186,6 +201,22 @@ class Choosing(Protocol):
     @property
     def options(self) -> int:
         """C."""
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A task that learns from masks."""
+
+    @property
+    def unit(self) -> Literal["pixel", "mm"]:
+        """That of distances; "mm" needs masks that say how large their pixels are."""
+
+    def indexed(self, values: np.ndarray) -> np.ndarray:
+        """What the numbers of a mask stand for, uint8; below 0 is outside of the picture, which is ``IGNORED``.
+
+        Raises:
+            ValueError: a number that stands for nothing.
+        """
 
 
 Memory = Mapping[str, Tensor]

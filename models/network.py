@@ -14,7 +14,7 @@ from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
 from polyclinic.models import backbones
 from polyclinic.models.chain import chain
-from polyclinic.models.contracts import Adaptation, Anchor, Encoded, Shape, Task
+from polyclinic.models.contracts import Adaptation, Anchor, Detailed, Encoded, Shape, Task
 
 
 class Backbone(nn.Module):
@@ -70,7 +70,7 @@ class Network(nn.Module):
     """pixels [N, C, (D,) S, S] in [0, 1] → entry → backbone → neck → head → outputs [N, …].
 
     ``entry`` and ``neck`` are places for adaptations and change nothing as the network is built; a dense head takes
-    the backbone's maps, past the neck.
+    the backbone's maps, past the neck; a ``Detailed`` one the picture before them.
     """
 
     def __init__(self, backbone: Backbone, head: nn.Module, *, dense: bool) -> None:
@@ -82,8 +82,10 @@ class Network(nn.Module):
 
     def encode(self, pixels: Tensor) -> Encoded:
         """What the head is given."""
-        encoded = self.backbone.encode(self.entry(pixels), maps=self.dense)
-        return Encoded(self.neck(encoded.pooled), encoded.maps)
+        entered = self.entry(pixels)
+        encoded = self.backbone.encode(entered, maps=self.dense)
+        picture = (self.backbone.normalised(entered),) if isinstance(self.head, Detailed) else ()
+        return Encoded(self.neck(encoded.pooled), (*picture, *encoded.maps))
 
     def decide(self, encoded: Encoded) -> Tensor:
         """Outputs from what was encoded."""
@@ -201,7 +203,7 @@ def plain(study: Study) -> Network:
     mean, std = backbones.normalisation(study, encoder)
     backbone, predicts = Backbone(encoder, mean, std, study.backbone.pooling), task(study)
     generator = torch.Generator().manual_seed(derive(study.study.seed, "head"))
-    shape = Shape(backbone.width, backbone.levels, study.data.image_size, study.data.depth)
+    shape = Shape(backbone.width, backbone.levels, study.data.image_size, study.data.depth, encoder.channels)
     return Network(backbone, predicts.head(shape, generator), dense=predicts.dense)
 
 

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
 
 from polyclinic.client.data.boxed import beyond
 from polyclinic.client.data.federation import federation_problems
@@ -18,6 +20,9 @@ from polyclinic.client.data.oddities import absent, alone, beside_others, lookal
 from polyclinic.client.data.readers.acquisition import FIELDS
 from polyclinic.client.data.sighting import Sighting, files, sightings
 from polyclinic.core.study import SPLITS, Data, Study, Training
+
+if TYPE_CHECKING:
+    from polyclinic.models.contracts import Masking
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +123,27 @@ def check(
         remedy = "give the study with --study"
         found.append(Problem(None, "", "labels and settings were not checked", remedy, "warning"))
     classes: tuple[str, ...] = getattr(task, "classes", ())
-    found += absent(rows, classes)
     seen = tuple(sightings(watch(rows), data)) if decode else ()
+    if task.needs == "mask":  # which classes a mask holds is known only if it was read
+        targets, strange = _held(seen, cast("Masking", task), len(classes))
+        rows = tuple(replace(row, target=targets.get(row.line, ())) for row in rows)
+        found += strange
+    found += absent([row for row in rows if row.target != ()], classes)
     return _report(str(manifest), tuple(_counts(rows, classes)), [*found, *_image_problems(seen, data)], seen)
+
+
+def _held(seen: Sequence[Sighting], task: Masking, classes: int) -> tuple[dict[int, tuple[int, ...]], list[Problem]]:
+    """Line → 0 or 1 for each class, of masks that were read; and those whose numbers mean nothing."""
+    targets: dict[int, tuple[int, ...]] = {}
+    problems = []
+    for row, found in ((one.row, one.found) for one in seen if one.found and not one.found.mask):
+        try:
+            held = task.indexed(np.array(found.numbers))
+            targets[row.line] = tuple(int(k in held) for k in range(1, classes + 1))
+        except ValueError as failure:
+            remedy = "mend the mask, or say in task.values and task.unlabelled what its numbers mean"
+            problems.append(Problem(row.line or None, row.name, f"has a mask that {failure}", remedy))
+    return targets, problems
 
 
 def check_folder(folder: Path, watch: Callable[[Sequence[Row]], Iterable[Row]] = iter) -> Report:
@@ -180,6 +203,8 @@ def _counts(rows: Sequence[Row], classes: Sequence[str]) -> Iterator[Count]:
 def _classes(row: Row, classes: Sequence[str]) -> Sequence[str]:
     if isinstance(row.target, int):
         return (row.label,)
+    if row.target == () and not row.boxes:
+        return (row.label,) if row.label else ()
     return [classes[i] for i in present(row)] or ["none"]
 
 

@@ -25,14 +25,22 @@ class Images:
     """The images of one split, in the order of their names.
 
     Attributes:
-        pixels: uint8 [N, C, S, S]; C is 1 if all pictures are grey (the model repeats it), else 3.
-        targets: [N, …] as the task has them: for classification int64 [N], or [N, classes] of 0 and 1.
+        pixels: uint8 [N, C, (D,) S, S]; C is 1 if all pictures are grey (the model repeats it), else 3.
+        targets: [N, …] as the task has them: for classification int64 [N], or [N, classes] of 0 and 1; for
+            segmentation uint8 [N, (D,) S, S].
         patients: whose image each is.
+        known: mm between neighbouring pixels, [N, 2 or 3] along (D,) H, W, nan where unknown; None if nobody asked.
     """
 
     pixels: Pixels
     targets: np.ndarray
     patients: tuple[str, ...]
+    known: np.ndarray | None = None
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """[N, 2 or 3] mm between neighbouring pixels; nan where unknown."""
+        return np.full((len(self), self.pixels.ndim - 2), np.nan) if self.known is None else self.known
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -68,8 +76,9 @@ class SiteData:
             raise DataError(f"there is no split '{split}'", where=f"site '{self.site}'", remedy="train, val or test")
         if split not in self._decoded:
             rows = [row for row in self.rows if row.split == split]
-            found = targets(rows, self.data, self.task)
-            self._decoded[split] = Images(_stacked(rows, self.data), found, tuple(row.patient for row in rows))
+            found, spacing = targets(rows, self.data, self.task)
+            patients = tuple(row.patient for row in rows)
+            self._decoded[split] = Images(_stacked(rows, self.data), found, patients, spacing)
         return self._decoded[split]
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -79,8 +88,9 @@ class SiteData:
 
 
 def _stacked(rows: Sequence[Row], data: Data) -> Pixels:
-    """uint8 [N, C, S, S]: one channel until the first picture in colour turns up."""
-    pixels = np.empty((len(rows), 1, data.image_size, data.image_size), dtype=np.uint8)
+    """uint8 [N, C, (D,) S, S]: one channel until the first picture in colour turns up."""
+    size = (*([] if data.depth is None else [data.depth]), data.image_size, data.image_size)
+    pixels = np.empty((len(rows), 1, *size), dtype=np.uint8)
     with pictures(data) as read:
         for i, row in enumerate(rows):
             try:

@@ -71,6 +71,15 @@ class Decoder:
         head, body = self._ask({"job": "picture", "path": str(path), "data": data.model_dump(mode="json")})
         return _array(head, body, path)
 
+    def laid(self, path: Path, mask: Path, data: Data) -> tuple[Array, tuple[float, ...]]:
+        """A picture's mask as the model is to paint it, and mm between neighbours: see ``masked.laid``."""
+        request = {"job": "laid", "path": str(path), "other": str(mask), "data": data.model_dump(mode="json")}
+        head, body = self._ask(request)
+        spacing = head.get("spacing")
+        if not isinstance(spacing, list) or not all(isinstance(step, float) for step in spacing):
+            raise _babble(path)
+        return _array(head, body, path), tuple(spacing)
+
     def examine(self, path: Path, data: Data, mask: Path | None = None) -> Examined:
         """See ``examine.examine``; errors as for ``volume``."""
         other = str(mask) if mask else None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from polyclinic.client.data.examined import BINS, THUMB, Examined
+from polyclinic.client.data.examined import BINS, NUMBERS, THUMB, Examined
 from polyclinic.client.data.flatten import flattened, several
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.readers import dicom, masks
@@ -30,8 +30,8 @@ def examine(path: Path, data: Data, mask: Path | None, most: int) -> Examined:
     # squashed, so that no border hides an empty picture; the middle one, whatever the study wants
     seen = flattened(volume, data.model_copy(update={"fit": "squash", "volume": "middle"}))
     found = looked_at(volume, seen)
-    wrong = "" if mask is None else _mask(mask, path, volume, most)
-    return replace(found, mask=wrong, series=_series(path))
+    wrong, numbers = ("", ()) if mask is None else _mask(mask, path, volume, most)
+    return replace(found, mask=wrong, numbers=numbers, series=_series(path))
 
 
 def looked_at(volume: Volume, seen: Pixels) -> Examined:
@@ -77,11 +77,13 @@ def _small(grey: np.ndarray[tuple[int, ...], np.dtype[np.float64]], width: int, 
     return np.asarray(whole.resize((width, height), Image.Resampling.BOX))
 
 
-def _mask(mask: Path, path: Path, volume: Volume, most: int) -> str:
+def _mask(mask: Path, path: Path, volume: Volume, most: int) -> tuple[str, tuple[int, ...]]:
+    """Why a mask does not lie on its picture, in words, and the numbers that it holds."""
     try:
-        return masks.matched(read_mask(mask, path, most), volume)
+        found = read_mask(mask, path, most)
+        return masks.matched(found, volume), tuple(np.unique(found.values)[:NUMBERS].tolist())
     except DataError as failure:
-        return failure.problem
+        return failure.problem, ()
 
 
 def _series(path: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 BINS = 32
 THUMB = 16
+NUMBERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Examined:
         fingerprint: 64 bits that stay nearly the same when a picture is scaled, recompressed or brightened (dHash).
         thumb: brightness (0 to 255) of THUMB x THUMB fields, row by row.
         mask: why its mask does not lie on it, in words; "" if it does, or if there is none.
+        numbers: in its mask, each once, the lowest first and at most NUMBERS of them.
         series: a digest by which slices of one series are told to belong together; never shown.
         affine: the four columns of ``Volume.affine`` one after the other; empty where unknown.
     """
@@ -51,5 +53,6 @@ class Examined:
     fingerprint: int
     thumb: tuple[int, ...]
     mask: str = ""
+    numbers: tuple[int, ...] = ()
     series: str = ""
     affine: tuple[float, ...] = ()

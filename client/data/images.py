@@ -206,6 +206,22 @@ def _square(image: Image.Image, side: int, fit: str) -> Image.Image:
     return canvas
 
 
+def fitted_mask(mask: NDArray[Any], side: int, fit: str) -> NDArray[Any]:
+    """A mask [..., H, W] brought to [..., side, side] as ``fitted`` brings its picture: nearest pixels, -1 around it."""
+    at = framing(mask.shape[-1], mask.shape[-2], side, fit)
+    left, top, right, bottom = at.seen
+    columns, rows = nearest(right - left, at.size[0]) + left, nearest(bottom - top, at.size[1]) + top
+    square = np.full((*mask.shape[:-2], side, side), -1, dtype=mask.dtype)
+    x, y = at.corner
+    square[..., y : y + at.size[1], x : x + at.size[0]] = mask[..., rows[:, None], columns]
+    return square
+
+
+def nearest(length: int, size: int) -> NDArray[np.int64]:
+    """[size] which of ``length`` pixels lies nearest to each of as many evenly spread over the same extent."""
+    return ((np.arange(size) + 0.5) * length / size).astype(np.int64)
+
+
 def _too_large(size: str, where: str) -> DataError:
     remedy = f"make it smaller: at most {LARGEST:,} pixels are decoded"
     return DataError(f"is too large: {size}", where=where, remedy=remedy)

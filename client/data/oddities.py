@@ -145,7 +145,8 @@ def _strangers(row: Row, other: Row) -> bool:
 
 
 def _named(row: Row) -> str:
-    return f"the image on line {row.line} ({row.site}, {row.split}, label {row.label})" if row.line else row.name
+    label = f", label {row.label}" if row.label else ""
+    return f"the image on line {row.line} ({row.site}, {row.split}{label})" if row.line else row.name
 
 
 def twins(seen: Sequence[Sighting]) -> Iterator[tuple[Row, Problem]]:
@@ -160,7 +161,8 @@ def twins(seen: Sequence[Sighting]) -> Iterator[tuple[Row, Problem]]:
             if not row.line:
                 yield row, _warning(row, f"is byte for byte {first.name}", "keep one of the two")
             elif (row.site, row.split, row.label) != (first.site, first.split, first.label):
-                stands = f"but stands under {row.site}, {row.split}, label {row.label}"
+                label = f", label {row.label}" if row.label else ""
+                stands = f"but stands under {row.site}, {row.split}{label}"
                 yield row, _warning(row, f"is byte for byte {_named(first)}, {stands}", "keep one of the two")
 
 

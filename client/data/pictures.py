@@ -21,7 +21,9 @@ def pictures(data: Data) -> Iterator[Callable[[Path], Pixels]]:
     started with the first file that needs it, and ends with the block.
     """
     with Decoder() as decoder:
-        yield lambda path: read_image(path, data, None) if plain(path) else decoder.picture(path, data)
+        # a picture that Pillow reads is no volume: the decoder has to say so
+        flat = data.volume != "whole"
+        yield lambda path: read_image(path, data, None) if flat and plain(path) else decoder.picture(path, data)
 
 
 def plain(path: Path) -> bool:

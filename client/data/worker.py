@@ -101,6 +101,7 @@ def _answer(request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], An
 def _done(request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], Any]:
     from polyclinic.client.data.examine import examine
     from polyclinic.client.data.flatten import flattened
+    from polyclinic.client.data.masked import laid
     from polyclinic.client.data.readers import reading
     from polyclinic.core.study import Data
 
@@ -113,6 +114,10 @@ def _done(request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], Any]
     data = Data.model_validate(request["data"])
     if request["job"] == "examine":
         return {"examined": asdict(reading.explained(lambda: examine(path, data, other, limits.values), path))}, b""
+    if request["job"] == "laid":
+        assert other is not None
+        numbers, spacing = laid(path, other, data, limits.values)
+        return {"dtype": numbers.dtype.str, "shape": numbers.shape, "spacing": spacing}, numbers.tobytes()
     pixels = reading.explained(lambda: flattened(reading.read(path, limits.values), data), path)
     return {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes()
 

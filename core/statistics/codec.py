@@ -14,9 +14,10 @@ from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
 from polyclinic.core.statistics.monoid import Json, Statistic, Sums, Withheld
 from polyclinic.core.statistics.outcome import Outcome
+from polyclinic.core.statistics.segmented import Segmented
 
 KINDS: Mapping[str, type[Sums]] = {
-    cls.name: cls for cls in (Outcome, Detected, FeatureMoments, KernelMeans, Intensities, Labels)
+    cls.name: cls for cls in (Outcome, Segmented, Detected, FeatureMoments, KernelMeans, Intensities, Labels)
 }
 UNPACKED_LIMIT = 8 * 2**20
 """Bytes of a packed statistic after decompression."""

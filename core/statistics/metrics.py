@@ -10,9 +10,11 @@ import numpy as np
 
 from polyclinic.core.statistics import detected_figures as detection
 from polyclinic.core.statistics import figures as classification
+from polyclinic.core.statistics import segmented_figures as segmentation
 from polyclinic.core.statistics.detected import Detected
 from polyclinic.core.statistics.figures import Bin, Figure
 from polyclinic.core.statistics.outcome import Outcome
+from polyclinic.core.statistics.segmented import Segmented
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,23 @@ JUDGED: Mapping[str, Judged] = {
         leading=("map50",),
         figures=detection.figures,
         reliability=detection.reliability,
+    ),
+    Segmented.name: Judged(
+        metrics=(
+            Metric("dice", "Dice", True),
+            Metric("dice_pooled", "Pooled Dice", True),
+            Metric("surface_dice", "Surface Dice", True),
+            Metric("hd95", "HD95", False),
+            Metric("nll", "Log loss", False),
+            Metric("ece", "Calibration error", False),
+            Metric("volume_bias", "Volume bias", False),
+            Metric("volume_low", "Lower limit of agreement", False),
+            Metric("volume_high", "Upper limit of agreement", False),
+        ),
+        brief=("dice", "surface_dice", "hd95", "ece", "volume_bias"),
+        leading=("dice", "nll"),
+        figures=segmentation.figures,
+        reliability=segmentation.reliability,
     ),
 }
 """By the name of the statistic."""

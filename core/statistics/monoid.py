@@ -14,6 +14,8 @@ from polyclinic.core.errors import UpdateError
 
 Json: TypeAlias = int | str | list[Any]
 Ints: TypeAlias = NDArray[np.int64]
+Longs: TypeAlias = NDArray[np.object_]
+"""Python integers, which have no bound: for sums of what may be large, and of its squares."""
 Floats: TypeAlias = NDArray[np.float64]
 
 LIMIT = 2**34
@@ -62,7 +64,7 @@ def release(statistic: Statistic, minimum_patients: int) -> Statistic | Withheld
 
 @dataclass(frozen=True, eq=False)
 class Sums:
-    """A statistic whose dataclass fields are integers (``int``) and int64 arrays (``Ints``), added one by one.
+    """A statistic whose dataclass fields are integers (``int``) and arrays (``Ints``, ``Longs``), added one by one.
 
     Subclasses name in ``settings`` the fields that are configuration (equal in all that merge, never added) and say
     in ``check`` what any honest instance fulfils; it runs on every instance, received or computed.
@@ -133,6 +135,18 @@ def demand(holds: bool | np.bool_, field: str, problem: str) -> None:
         raise UpdateError(problem, where=field)
 
 
+def demand_moments(total: int, squared: int, count: int, cap: int, unit: int, field: str) -> None:
+    """Refuses Σx and Σx² (``field`` and ``field``_squared, in 2^-``unit``) that no ``count`` numbers in [0, cap] have.
+
+    Σx² lies between (Σx)²/n and cap·Σx, up to the rounding of each number.
+    """
+    slack = count + 1
+    demand(0 <= total <= (count * cap << unit) + slack, field, "is no possible sum")
+    low, high = total**2 - 2 * slack * total, cap * total + cap * slack
+    possible = squared >= 0 and low <= (squared + slack) * max(count, 1) << unit and squared <= high
+    demand(possible, f"{field}_squared", f"does not fit {field}")
+
+
 def fixed(values: Floats, unit: int) -> Ints:
     """``values`` in units of 2^-``unit``, each rounded once to the nearest (ties to even)."""
     return np.rint(values * float(2**unit)).astype(np.int64)
@@ -149,6 +163,8 @@ def _typed(cls: type[Sums], received: Mapping[str, object]) -> dict[str, Any]:
         value = received[name]
         if kind == "Ints":
             result[name] = _array(name, value)
+        elif kind == "Longs":
+            result[name] = _long(name, value)
         else:
             demand(type(value) is {"int": int, "str": str}[kind], name, f"is no {kind}")
             result[name] = value
@@ -163,6 +179,18 @@ def _array(name: str, value: object) -> Ints:
         raise UpdateError("has rows of unequal lengths or numbers beyond bounds", where=name) from failure
     demand(array.dtype == np.int64, name, "is empty or has numbers beyond bounds")
     demand(bool(((array >= -(2**62)) & (array <= 2**62)).all()), name, "has numbers beyond bounds")
+    return array
+
+
+def _long(name: str, value: object) -> Longs:
+    demand(isinstance(value, list) and _whole(value), name, "is no list of integers")
+    try:
+        array = np.array(value, dtype=np.object_)
+    except ValueError as failure:
+        raise UpdateError("has rows of unequal lengths", where=name) from failure
+    flat = array.ravel().tolist()
+    demand(bool(flat) and not any(isinstance(item, list) for item in flat), name, "has rows of unequal lengths")
+    demand(all(abs(item) < 2**128 for item in flat), name, "has numbers beyond bounds")
     return array
 
 

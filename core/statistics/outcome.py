@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from polyclinic.core.errors import DataError
-from polyclinic.core.statistics.monoid import LIMIT, Floats, Ints, Sums, demand, fixed
+from polyclinic.core.statistics.monoid import LIMIT, Floats, Ints, Sums, demand, demand_moments, fixed
 
 Kind = Literal["binary", "multiclass", "multilabel"]
 UNIT = 28
@@ -104,12 +104,7 @@ class Outcome(Sums):
     def _check_losses(self) -> None:
         for field, cap in (("nll", NLL_CAP), ("brier", 2.0)):
             total, squared = getattr(self, field), getattr(self, f"{field}_squared")
-            slack = self.images + 1
-            demand(0 <= total <= self.images * int(cap) * 2**UNIT + slack, field, "is no possible sum")
-            # Σx² lies between (Σx)²/n and cap·Σx, up to the rounding of each image
-            low, high = total**2 - 2 * slack * total, int(cap) * total + int(cap) * slack
-            possible = squared >= 0 and low <= (squared + slack) * max(self.images, 1) << UNIT and squared <= high
-            demand(possible, f"{field}_squared", f"does not fit {field}")
+            demand_moments(total, squared, self.images, int(cap), UNIT, field)
 
     def _check_bins(self, field: str, edges: Floats) -> None:
         bins = getattr(self, field)

@@ -1,0 +1,1 @@
+"""Heads: what turns a backbone's features or maps into a task's outputs."""

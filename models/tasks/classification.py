@@ -127,7 +127,7 @@ class Classification(Method):
         output: Tensor = model(pixels)
         return output
 
-    def examine(self, output: np.ndarray, target: np.ndarray) -> Findings:
+    def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
         """Logits and targets as they are."""
         return {"output": output, "target": target}
 
@@ -173,7 +173,7 @@ class Classification(Method):
     def blank(self, *, bins: int, score_bins: int) -> Outcome:
         """The outcome of no image."""
         target = np.zeros((0, len(self.classes)) if self.kind == "multilabel" else 0, np.int64)
-        findings = self.examine(np.zeros((0, self.outputs)), target)
+        findings = {"output": np.zeros((0, self.outputs)), "target": target}
         return self.tally(findings, (), bins=bins, score_bins=score_bins)
 
     def explain(self) -> str:

@@ -169,7 +169,7 @@ class Detection(Method):
             np.pad(scores[chosen], gap),
         )
 
-    def examine(self, output: np.ndarray, target: np.ndarray) -> Findings:
+    def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
         """Of each image the classes and scores of what was detected, which of it hits a true box, and how many of these
         there are of each class; matched as COCO does it."""
         boxes, kinds, scores = self.detect(output)

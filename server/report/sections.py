@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from polyclinic.core.statistics.figures import Figure
+from polyclinic.core.statistics.figures import Bin, Figure
 from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, data, tables, words
 from polyclinic.server.report.charts import rounds
@@ -142,18 +143,24 @@ def reliability_panels(evidence: Evidence) -> list[Panel]:
     split = evidence.split
     pooled = pick(evidence.pooled.get(split), "ece")
     bins = evidence.pooled_bins.get(split, ())
-    drawn = reliability("all sites", bins, 1.0 if evidence.finished else None)
+    everybody = sum(site.sizes[split][1] for site in evidence.sites if site.bins.get(split) and split in site.sizes)
+    drawn = reliability("all sites", bins, witnesses(bins, everybody) if evidence.finished else None)
     first = Panel("All sites together", drawn, error(pooled))
     rows = []
     for site in evidence.sites:
         figure, bins = site.figure("federated", split, "ece"), site.bins.get(split, ())
-        images, patients = site.sizes.get(split, (1, 1))
-        chart = reliability(site.name, bins, patients / max(1, images) if evidence.finished else None)
+        _, patients = site.sizes.get(split, (1, 1))
+        chart = reliability(site.name, bins, witnesses(bins, patients) if evidence.finished else None)
         leaning = f"; {compare.leaning(bins, evidence.kind)}" if bins and compare.miscalibrated(figure) else ""
         rows.append((figure.value, Panel(site.name, chart, error(figure) + leaning)))
     if len(rows) > AT_ONCE:
         rows.sort(key=lambda row: -1 if row[0] is None else row[0], reverse=True)
     return [first, *(panel for _, panel in rows)]
+
+
+def witnesses(bins: Sequence[Bin], patients: int) -> float:
+    """Patients for each answer: an image gives one, several (one a label), or one a pixel."""
+    return patients / max(1, sum(b.size for b in bins))
 
 
 def error(figure: Figure) -> str:

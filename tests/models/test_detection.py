@@ -218,7 +218,7 @@ def test_outputs_that_say_what_is_true_cost_next_to_nothing_and_find_it_all() ->
     silent = F.binary_cross_entropy(*[aims(boxes, 2, 32, 32, TASK.radius).centre] * 2, reduction="none")
     positives = aims(boxes, 2, 32, 32, TASK.radius).positive
     assert TASK.loss(output, boxes).item() < float((silent * positives).sum() / positives.sum()) + 0.01
-    found = TASK.examine(output.numpy(), boxes.numpy())
+    found = TASK.examine(output.numpy(), boxes.numpy(), bins=15, spacing=np.ones((1, 2)))
     assert (found["kinds"] >= 0).sum() == 3
     assert found["hits"][found["kinds"] >= 0].all()
     assert found["truths"].tolist() == [[2, 1]]
@@ -260,7 +260,10 @@ def test_the_figures_of_outputs_are_those_of_pycocotools(seed: int) -> None:
     found = [list(zip(kinds[i][own[i]], *drawn_boxes[i][own[i]].T, strict=True)) for i in range(8)]
     judge = coco([[row for row in image.tolist() if row[0] >= 0] for image in boxes], found,
                  [scores[i][own[i]].tolist() for i in range(8)], 2)  # fmt: skip
-    halves = [task.examine(output[part].numpy(), boxes[part].numpy()) for part in (slice(0, 3), slice(3, 8))]
+    halves = [
+        task.examine(output[part].numpy(), boxes[part].numpy(), bins=15, spacing=np.ones((1, 2)))
+        for part in (slice(0, 3), slice(3, 8))
+    ]
     names = [[f"p{i}" for i in range(3)], [f"q{i}" for i in range(5)]]
     outcomes = [task.tally(half, who, bins=10, score_bins=256) for half, who in zip(halves, names, strict=True)]
     told = figures(outcomes[0] + outcomes[1], None)
@@ -285,17 +288,21 @@ def test_crowded_scenes_have_pycocotools_figures_too(seed: int) -> None:
 
 def test_outputs_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(DataError, match="no numbers"):
-        TASK.examine(np.full((1, 7, 4, 4), np.nan, np.float32), target().numpy())
+        TASK.examine(np.full((1, 7, 4, 4), np.nan, np.float32), target().numpy(), bins=15, spacing=np.ones((1, 2)))
 
 
 def test_the_outcome_of_no_image_merges_with_any() -> None:
     blank = TASK.blank(bins=10, score_bins=64)
     output = torch.randn((2, 7, 8, 8), generator=seeded()).numpy()
-    found = TASK.examine(output, torch.cat([target((0, 0.1, 0.1, 0.5, 0.5)), target()]).numpy())
+    found = TASK.examine(
+        output, torch.cat([target((0, 0.1, 0.1, 0.5, 0.5)), target()]).numpy(), bins=15, spacing=np.ones((1, 2))
+    )
     outcome = TASK.tally(found, ["p", "q"], bins=10, score_bins=64)
     assert blank + outcome == outcome
     assert outcome.truths.tolist() == [1, 0]
-    nothing = TASK.examine(np.zeros((0, 7, 8, 8), np.float32), np.zeros((0, 4, 5), np.float32))
+    nothing = TASK.examine(
+        np.zeros((0, 7, 8, 8), np.float32), np.zeros((0, 4, 5), np.float32), bins=15, spacing=np.ones((1, 2))
+    )
     assert TASK.tally(nothing, (), bins=10, score_bins=64) == blank
 
 

@@ -11,7 +11,9 @@ import pytest
 from polyclinic.core.statistics.detected import tally as tally_boxes
 from polyclinic.core.statistics.monoid import Sums
 from polyclinic.core.statistics.outcome import Kind, tally
+from polyclinic.core.statistics.segmented import Segmented
 from polyclinic.core.statistics.shift import FeatureMoments, Intensities, KernelMeans, Labels, projection, standardise
+from polyclinic.models.tasks.segmentation import Segmentation
 
 KINDS: tuple[Kind, ...] = ("binary", "multiclass", "multilabel")
 
@@ -73,6 +75,16 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         hits = (rng.random((n, 6, 10)) < 0.5) & (kinds >= 0)[..., None]
         return tally_boxes(kinds, scores, hits, truths, [i // 2 for i in range(n)], bins=5, score_bins=16)
 
+    def segmented(n: int, seed: int) -> Segmented:
+        task = Segmentation(classes=("one", "two"))
+        rng = np.random.default_rng(seed)
+        truth = rng.integers(0, 3, (n, 6, 5)).astype(np.uint8)
+        truth[rng.random(truth.shape) < 0.1] = 255
+        truth[: n // 3][truth[: n // 3] == 2] = 0
+        logits = rng.normal(size=(n, 3, 6, 5)) + 2.0 * (truth[:, None] == np.arange(3)[:, None, None])
+        found = task.examine(logits, truth, bins=5, spacing=np.ones((n, 2)))
+        return task.tally(found, [f"{seed}-{i // 2}" for i in range(n)], bins=5, score_bins=16)
+
     made: dict[str, Callable[[int, int], Sums]] = {
         kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore[misc]
         for kind in KINDS
@@ -83,5 +95,6 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         "kernel": lambda n, seed: KernelMeans.of(rows(n, seed), 8, 1),
         "intensities": intensities,
         "labels": labels,
+        "segmented": segmented,
         "multilabels": lambda n, seed: labels(n, seed, 3),
     }

@@ -11,7 +11,8 @@ from polyclinic.core.errors import UpdateError
 from polyclinic.core.statistics import codec
 from polyclinic.core.statistics.monoid import LIMIT, Withheld, release, rest
 
-ALL = ("binary", "multiclass", "multilabel", "detected", "features", "kernel", "intensities", "labels", "multilabels")
+ALL = ("binary", "multiclass", "multilabel", "detected", "features", "kernel", "intensities", "labels", "multilabels",
+       "segmented")  # fmt: skip
 SIZE = st.integers(0, 12)
 
 
