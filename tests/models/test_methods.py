@@ -47,14 +47,21 @@ TRAINS = {
     "last_blocks": r"backbone\.encoder\.(layers\.1\..*|layernorm\..*)",
     "full": r"backbone\.encoder\..*",
     "probe": r"(?!)",
+    "fedbn": r"(?!)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
+PERSONAL = {"fedbn": NORM + r"(weight|bias)"}
+"""Method → what stays at a site and moves there."""
 KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
-OWN = {"bitfit", "last_blocks", "full", "probe"}
+OWN = {"bitfit", "last_blocks", "full", "probe", "fedbn"}
 """Methods for which peft has no form."""
+BY_BACKBONE = {"fedbn"}
+"""Methods that are exact on some backbones, this one among them, and say that they are not."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
-METHODS = sorted(registry.names("adaptations"))
+NO_VIT = {"silobn"}
+"""Methods for what a ViT has not: they have tests of their own."""
+METHODS = sorted(set(registry.names("adaptations")) - NO_VIT)
 
 
 def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
@@ -79,8 +86,8 @@ def outputs(model: nn.Module) -> Tensor:
 
 
 def frozen(bench: Workbench) -> dict[str, Tensor]:
-    everything = bench.adapted.network.state_dict()
-    return {name: value.clone() for name, value in everything.items() if name not in bench.adapted.travelling}
+    everything, moves = bench.adapted.network.state_dict(), {*bench.adapted.travelling, *bench.adapted.personal}
+    return {name: value.clone() for name, value in everything.items() if name not in moves}
 
 
 def federated(study: Study, manifest: Path) -> tuple[Workbench, Tensors, Tensors]:
@@ -135,6 +142,10 @@ def test_two_rounds_train_and_send_what_the_method_says_and_nothing_else(method:
     idle = {name for name in expected if bench.adapted.chain.constant(name)}
     # before softmax a shift of all keys changes nothing, so a key's bias has no gradient but for rounding
     assert {name for name in expected - moved if "k_proj" not in name} <= idle
+    personal = {name for name in names if re.fullmatch(PERSONAL.get(method, r"(?!)"), name)}
+    assert set(bench.adapted.personal) == personal
+    own, pretrained = bench.adapted.read_personal(), bench.adapted._pretrained
+    assert not [name for name in personal if torch.equal(own[name], pretrained[name])]
     assert method in TRAINS or not registry.load("adaptations", method).adapts, "write down what it may train"
 
 
@@ -192,7 +203,9 @@ def test_patients_gradients_are_had_alone_and_exactly_where_the_method_says_so(m
 
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
     values = {name: weight.detach() for name, weight in trained.items()}
-    if not registry.load("adaptations", method).facts.exact_private:
+    if method in BY_BACKBONE:
+        assert not registry.load("adaptations", method).facts.exact_private
+    elif not registry.load("adaptations", method).facts.exact_private:
         with pytest.raises(RuntimeError, match="vmap"):
             each(values, seen, targets)
         return
