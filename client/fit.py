@@ -16,7 +16,7 @@ from polyclinic.core.errors import UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study, Training
 from polyclinic.models.contracts import Anchor, Batch, Memory, Objective, Pool, Start, Task, Trained, Views
-from polyclinic.models.network import Adapted
+from polyclinic.models.network import Adapted, at_rest
 
 
 def fit(
@@ -57,18 +57,34 @@ def fit(
         begun = replace(begun, labelled=chain.select(begun, drawn("select")))
     weights = None if chain.weigh is None else chain.weigh(begun)
     objective = chain.objective(lambda model, batch: task.loss(batch.output, batch.target), begun)
-    rate, steps = learning_rate(training, round_number, study.rounds.count), 0
-    optimiser, generator = make_optimiser(adapted, training, rate), drawn("fit")
-    if private is not None:
-        steps = train(adapted, objective, optimiser, begun, private, generator)
-    with adapted.training():
-        for places in () if private is not None else batches(len(begun.labelled), training, generator, weights):
-            chosen = begun.labelled[places]
-            step(adapted, objective, optimiser, begun, chosen, training, generator)
-            steps += 1
-    if not all(torch.isfinite(weight).all() for weight in adapted.parameters()):
+    rate, generator = learning_rate(training, round_number, study.rounds.count), drawn("fit")
+    if private is None:
+        steps = _train(adapted, objective, begun, weights, training, rate, generator)
+    else:
+        steps = train(adapted, objective, make_optimiser(adapted, training, rate), begun, private, generator)
+    if not adapted.sound():
         raise UpdateError("training diverged", where=site, remedy="lower training.learning_rate")
     return chain.settle(adapted.network, begun, Trained(rate, steps))
+
+
+def _train(
+    adapted: Adapted,
+    objective: Objective,
+    begun: Start,
+    weights: Tensor | None,
+    training: Training,
+    rate: float,
+    generator: torch.Generator,
+) -> int:
+    """All steps of a round, and how many they were: none where no gradient trains anything."""
+    if not adapted.parameters():
+        return 0
+    optimiser, steps = make_optimiser(adapted, training, rate), 0
+    with adapted.training():
+        for places in batches(len(begun.labelled), training, generator, weights):
+            step(adapted, objective, optimiser, begun, begun.labelled[places], training, generator)
+            steps += 1
+    return steps
 
 
 def step(
@@ -105,12 +121,17 @@ def start(
     generator: torch.Generator,
     round_number: int = 1,
 ) -> Start:
-    """What an objective may know when a round begins; the global model shares the frozen weights of ``adapted``."""
+    """What an objective may know when a round begins.
+
+    The global model shares the frozen weights of ``adapted``; what is personal in it stays as the round found it.
+    """
+
+    own = {name: tensor.to(adapted.device) for name, tensor in adapted.read_personal().items()}
 
     def of_anchor(pixels: Tensor, *, features: bool) -> Tensor:
-        with torch.no_grad(), autocast(training, adapted.device):
+        with torch.no_grad(), autocast(training, adapted.device), at_rest(adapted.network):
             given = {"features": features}
-            output: Tensor = torch.func.functional_call(adapted.network, dict(anchor), (pixels,), given)
+            output: Tensor = torch.func.functional_call(adapted.network, {**anchor, **own}, (pixels,), given)
         return output.float()
 
     def of_frozen(pixels: Tensor) -> Tensor:

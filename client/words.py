@@ -14,7 +14,7 @@ from polyclinic.client.approvals import Decision
 from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer
 from polyclinic.core.envelope import REFUSAL_LIMIT
-from polyclinic.core.explain import NO_PRIVACY, STAYS, course
+from polyclinic.core.explain import NO_PRIVACY, course, staying
 from polyclinic.core.statistics.contents import BINS, Intensities, Labels
 from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
@@ -64,7 +64,7 @@ def words(offer: Offer, home: Home, decided: Decision | None = None) -> dict[str
             "The coordinator may run an approved study more than once; a limit on rounds counts over all runs.",
         ],
         "What leaves this site": list(leaving(offer, home)),
-        "What does not leave this site": [STAYS],
+        "What does not leave this site": staying(study),
         "Privacy": [
             NO_PRIVACY,
             "Who sees the trained weights and the statistics could try to infer who was trained on.",

@@ -36,6 +36,8 @@ class Method(Config):
     """Whether it says what trains: a chain needs one that does."""
     changes: ClassVar[frozenset[str]] = frozenset()
     """Which weights of the backbone it trains or wraps, such as its norms; two that share a kind are refused."""
+    keeps: ClassVar[frozenset[str]] = frozenset()
+    """Which of these kinds stay at a site as its own: refused beside a method that trains nothing else."""
     low_rank: ClassVar[bool] = False
     """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
     merges: ClassVar[bool] = True

@@ -18,6 +18,21 @@ def course(study: Study) -> list[str]:
     ]
 
 
-STAYS = "Images, file names, patients' identifiers, the manifest, single predictions, single features, gradients."
+STAYS = (
+    "Images, file names, patients' identifiers, the manifest, single predictions, single features, single gradients."
+)
 """What does not leave a site."""
+
+
+def staying(study: Study) -> list[str]:
+    """Sentences on what does not leave a site, what is its own included."""
+    facts = ((method.method, method.facts) for method in study.adaptation)
+    own = [
+        f"A site's own, kept in its folder from round to round ('{name}'): {told.personal}."
+        for name, told in facts
+        if told is not None and told.personal != "nothing"
+    ]
+    return [STAYS, *own]
+
+
 NO_PRIVACY = "The weights and statistics that leave are not noised: this study gives no differential privacy."

@@ -46,7 +46,8 @@ def demand_chain(chain: Sequence[Method]) -> None:
     """Nothing, if the methods go together.
 
     Raises:
-        StudyError: one stands twice, two change the same weights, or none says what trains.
+        StudyError: one stands twice, two change or keep the same weights, one trains only what another keeps at home,
+            or none says what trains.
     """
     names = [method.method for method in chain]
     for name in sorted(set(names)):
@@ -58,9 +59,22 @@ def demand_chain(chain: Sequence[Method]) -> None:
         )
     for i, method in enumerate(chain):
         for other in chain[:i]:
+            _demand_travel(method, other)
+            _demand_travel(other, method)
             if both := sorted(method.changes & other.changes):
                 raise StudyError(
                     f"'{other.method}' and '{method.method}' both change the backbone's {both[0]}",
                     where="adaptation",
                     remedy="keep one of them",
                 )
+
+
+def _demand_travel(method: Method, keeper: Method) -> None:
+    """Refuses a method of which nothing would travel, and two that keep the same at home."""
+    if (method.changes and method.changes <= keeper.keeps) or method.keeps & keeper.keeps:
+        kept = min(method.keeps & keeper.keeps or method.changes)
+        raise StudyError(
+            f"'{keeper.method}' keeps the backbone's {kept} at each site, and '{method.method}' is about them, too",
+            where="adaptation",
+            remedy="keep one of them",
+        )

@@ -141,6 +141,12 @@ class Adapted:
         weights = (*self._parameters.values(), *self._personal.values())
         return [weight for weight in weights if isinstance(weight, nn.Parameter) and weight.requires_grad]
 
+    def sound(self) -> bool:
+        """Whether all that travels or is personal is finite."""
+        return all(
+            bool(torch.isfinite(tensor).all()) for tensor in (*self._parameters.values(), *self._personal.values())
+        )
+
     @contextmanager
     def training(self) -> Iterator[None]:
         """Within it, modules with personal buffers gather them anew; nothing else behaves otherwise than in use."""
@@ -170,12 +176,28 @@ class Adapted:
                     _demand_same(name, weight, values[name])
                 weight.copy_(values[name])
             for name, own in self._personal.items():
-                own.copy_(self._pretrained[name] if personal is None else personal[name])
+                kept = self._pretrained if personal is None else personal
+                if name not in kept or kept[name].shape != own.shape:
+                    raise UpdateError("is absent from what this site kept as its own, or misshapen", where=name)
+                own.copy_(kept[name])
         extra: Mapping[str, Tensor] = {name: value for name, value in values.items() if name not in self._parameters}
         unclaimed = extra.keys() - self.chain.receive(self.network, extra)
         if unclaimed:
             raise UpdateError("no adaptation of this study knows this tensor", where=min(unclaimed))
         return {name: values[name] for name in self._parameters}
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Within it, nothing in the model gathers anything or mixes pictures, whether it trains or not."""
+    busy = [module for module in model.modules() if module.training]
+    for module in busy:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in busy:
+            module.training = True
 
 
 def _demand_same(name: str, own: Tensor, arrived: Tensor) -> None:

@@ -26,9 +26,8 @@ def names(sites: Sequence[str]) -> tuple[str, ...]:
 def baseline(bench: Workbench, sites: Mapping[str, Site], initial: Tensors, name: str) -> dict[str, Any]:
     """Trains baseline ``name`` as long as the federation trains and judges it: site → metrics by split."""
     quiet = {"tell": ("outcome",)}  # how the images are spread, the federation has told
-    sites = {
-        own: replace(site, policy=site.policy.model_copy(update=quiet), keep=Keep()) for own, site in sites.items()
-    }
+    one = Keep()  # what the trained model keeps for itself is what it is judged with, wherever that is
+    sites = {own: replace(site, policy=site.policy.model_copy(update=quiet), keep=one) for own, site in sites.items()}
     if name == CENTRAL:
         trained, judged = {CENTRAL: pooled(sites)}, dict(sites)
     else:

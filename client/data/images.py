@@ -207,7 +207,7 @@ def _square(image: Image.Image, side: int, fit: str) -> Image.Image:
 
 
 def fitted_mask(mask: NDArray[Any], side: int, fit: str) -> NDArray[Any]:
-    """A mask [..., H, W] brought to [..., side, side] as ``fitted`` brings its picture: nearest pixels, -1 around it."""
+    """A mask [..., H, W] brought to [..., side, side] as ``fitted`` brings its picture: nearest pixels, -1 around."""
     at = framing(mask.shape[-1], mask.shape[-2], side, fit)
     left, top, right, bottom = at.seen
     columns, rows = nearest(right - left, at.size[0]) + left, nearest(bottom - top, at.size[1]) + top

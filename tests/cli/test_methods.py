@@ -18,7 +18,7 @@ BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\n'}
 """Methods that need another before them."""
 PRIVATE_NOT = {
     "loha", "lokr", "fedlc", "class_balanced", "soft_ece", "rebalance", "by_patient", "label_budget", "active",
-    "fixmatch", "harmonise_histogram", "exchange_amplitude", "combat",
+    "fixmatch", "harmonise_histogram", "exchange_amplitude", "combat", "fedbn", "silobn",
 }  # fmt: skip
 VOLUMES = {"inflate": '[data]\nvolume = "whole"\ndepth = 8\n'}
 KEYS = {

@@ -24,6 +24,7 @@ from polyclinic.client.offer import signed_text
 from polyclinic.client.outbox import Outbox
 from polyclinic.core import study as studies
 from polyclinic.core.book import Book, verify_book
+from polyclinic.core.config import parse
 from polyclinic.core.envelope import refusal_text, unseal, verify
 from polyclinic.core.errors import DataError
 from polyclinic.core.messages import Instruction, Reply, decode_reply, encode_instruction
@@ -256,3 +257,29 @@ def test_what_cannot_be_read_gets_an_error_and_no_signature(content: bytes, home
     answer = Agent(home).answer(message, NODE)
     assert answer.has_error()
     assert told(home, "refused") == []
+
+
+def test_what_a_site_keeps_lies_in_its_own_folder_and_survives_the_agent(study: Study, home: Home) -> None:
+    document = study.model_dump(mode="json")
+    document["adaptation"].append({"method": "fedbn"})
+    personal = parse(Study, document, "test")
+    signed, _ = publish(personal, home.folder / "initial", COORDINATOR)
+    (home.studies / f"{personal.digest}.json").write_text(signed_text(signed))
+    approve(home, personal)
+    state = network.build(personal).read()
+    first = reply(ask(Agent(home), instruction(personal, state, run="run")))
+    again = instruction(personal, state, run="run", round=2, nonce="m")
+    second = reply(ask(Agent(home), again))
+    for path in home.replies.iterdir():
+        path.unlink()
+    third = reply(ask(Agent(home), again))
+    assert first.update is not None
+    assert second.update is not None
+    assert third.update is not None
+    assert digest(second.update.tensors) == digest(third.update.tensors) != digest(first.update.tensors)
+    kept = sorted(home.own.rglob("*.safetensors"))
+    assert [path.name for path in kept] == ["1.safetensors", "2.safetensors"]
+    assert {path.parent.parent for path in kept} == {home.own / personal.digest}
+    folders = [home.own, *(path for path in home.own.rglob("*") if path.is_dir())]
+    assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
+    assert not list(home.exposed())
