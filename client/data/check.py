@@ -203,7 +203,7 @@ def _counts(rows: Sequence[Row], classes: Sequence[str]) -> Iterator[Count]:
 def _classes(row: Row, classes: Sequence[str]) -> Sequence[str]:
     if isinstance(row.target, int):
         return (row.label,)
-    if row.target == () and not row.boxes:
+    if row.target == () and row.mask is not None:  # classes stand in the mask
         return (row.label,) if row.label else ()
     return [classes[i] for i in present(row)] or ["none"]
 

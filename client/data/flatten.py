@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from polyclinic.client.data.images import Pixels, fitted, fitted_mask, nearest, percentiles, placed, stretched
+from polyclinic.client.data.framing import framing
+from polyclinic.client.data.images import Pixels, fitted, fitted_mask, nearest, percentiles, stretched
 from polyclinic.client.data.volume import Array, Volume, canonical, directions
 from polyclinic.core.errors import DataError
 from polyclinic.core.study import Data, Range
@@ -71,9 +72,9 @@ def turned(held: Volume, image: Volume, data: Data) -> Volume:
 def deep(volume: Volume, data: Data) -> Pixels:
     """uint8 [C, D, S, S] of a whole volume, D = ``data.depth``; of several times the middle one.
 
-    W leads to the patient's left, H to the back, D to the head, whichever way it was taken; one that does not know where
-    it lies stays as it is. Each slice is brought to its square as a picture is, then the slices to ``data.depth`` in the
-    same way (bilinear with antialiasing, over all of their extent).
+    W leads to the patient's left, H to the back, D to the head, whichever way it was taken; one that does not know
+    where it lies stays as it is. Each slice is brought to its square as a picture is, then the slices to ``data.depth``
+    in the same way (bilinear with antialiasing, over all of their extent).
 
     Raises:
         DataError: it is one slice.
@@ -94,8 +95,8 @@ def apart(mask: Volume, image: Volume, data: Data) -> tuple[float, ...]:
     spacing = image.spacing or mask.spacing or (np.nan,) * 3
     upright = turned(replace(image, spacing=spacing, values=image.values[:1]), image, data)
     known = upright.spacing or (np.nan,) * 3
-    at = placed((upright.shape[2], upright.shape[1]), data.image_size, data.fit)
-    across, down = known[2] * at.taken[2] / at.inner[0], known[1] * at.taken[3] / at.inner[1]
+    scale = framing(upright.shape[2], upright.shape[1], data.image_size, data.fit).scale
+    across, down = known[2] / scale[0], known[1] / scale[1]
     through = (known[0] * upright.shape[0] / data.depth,) if data.depth is not None else ()
     return (*map(float, through), float(down), float(across))
 

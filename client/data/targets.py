@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from polyclinic.client.data.boxed import boxed
+from polyclinic.client.data.boxed import Boxing, boxed
 from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.masked import masks
 from polyclinic.core.study import Data
@@ -44,4 +44,4 @@ def _masks(rows: Sequence[Row], data: Data, task: Task) -> Targets:
 
 def _boxes(rows: Sequence[Row], data: Data, task: Task) -> Targets:
     """float32 [N, most, 5]."""
-    return boxed(rows, data, task), None
+    return boxed(rows, data, cast("Boxing", task)), None

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms
 from polyclinic.core.errors import EngineError
-from polyclinic.models.backbones import Encoder, tokens
+from polyclinic.models.backbones import Encoder
+from polyclinic.models.backbones.tokens import tokens
 from polyclinic.models.contracts import Batch, Views
 from polyclinic.models.network import Backbone, Network
 from polyclinic.simulations.bench.figure import Measured
