@@ -169,9 +169,11 @@ class Detection(Method):
             np.pad(scores[chosen], gap),
         )
 
-    def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
+    def examine(
+        self, output: np.ndarray, target: np.ndarray, *, bins: int | None = None, spacing: np.ndarray | None = None
+    ) -> Findings:
         """Of each image the classes and scores of what was detected, which of it hits a true box, and how many of these
-        there are of each class; matched as COCO does it."""
+        there are of each class; matched as COCO does it. Neither ``bins`` nor ``spacing`` matters here."""
         boxes, kinds, scores = self.detect(output)
         hits = np.zeros((*kinds.shape, len(IOUS)), bool)
         for i, j in np.argwhere(self._truths(target) > 0):

@@ -211,6 +211,23 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_pictures_and_each_has_a_gradient
     assert torch.isfinite(each).all()
 
 
+def test_each_pictures_gradient_can_be_had_alone_through_the_whole_head() -> None:
+    head, given = fcos(VIT, 2, 8, 16, 1, seeded()), maps(VIT, 3)
+    boxes = torch.cat([target((0, 0.1, 0.1, 0.5, 0.6)), target(), target((1, 0.4, 0.2, 0.9, 0.5))])
+    weights = {name: weight.detach() for name, weight in head.named_parameters()}
+
+    def loss(weights: dict[str, Tensor], grids: tuple[Tensor, ...], box: Tensor) -> Tensor:
+        output = torch.func.functional_call(head, weights, ([grid[None] for grid in grids],))
+        return TASK.loss(output, box[None])
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(weights, tuple(given), boxes)
+    for i in range(3):
+        head.zero_grad()
+        TASK.loss(head([grid[i : i + 1] for grid in given]), boxes[i : i + 1]).backward()
+        for name, weight in head.named_parameters():
+            torch.testing.assert_close(each[name][i], weight.grad, rtol=1e-3, atol=1e-5)
+
+
 def test_outputs_that_say_what_is_true_cost_next_to_nothing_and_find_it_all() -> None:
     boxes = target((0, 0.1, 0.1, 0.4, 0.5), (1, 0.5, 0.55, 0.9, 0.95), (0, 0.6, 0.1, 0.9, 0.3))
     output = perfect(boxes, 2, 32, TASK.radius)
