@@ -180,7 +180,7 @@ def test_killed_at_every_statement_of_the_database(tmp_path: Path) -> None:
             def told(statement: str, seen: list[int] = seen, moment: int = moment) -> None:
                 seen[0] += 1
                 if seen[0] > moment:
-                    (tmp_path / "last").write_text(statement.split()[0])
+                    (tmp_path / "last").write_text(statement.split(maxsplit=1)[0])
                     os.kill(os.getpid(), signal.SIGKILL)
 
             ledger._chain.db.set_trace_callback(told)
