@@ -77,18 +77,24 @@ def approve(
     hours: Annotated[
         str | None, typer.Option(metavar="HH:MM-HH:MM", help="Only within these hours of the day: 20:00-06:00.")
     ] = None,
+    epsilon: Annotated[
+        str | None,
+        typer.Option(metavar="E", help="At most so much privacy spent on any patient: a private study only."),
+    ] = None,
     yes: Yes = False,
     as_json: AsJson = False,
 ) -> None:
     """Approve a study, this very digest, with this version and backbone. Shows it in plain words and asks first."""
     from polyclinic.client.approvals import Limits, decisions
     from polyclinic.client.offer import read_offer
+    from polyclinic.client.privacy.approval import demand_possible
     from polyclinic.client.record import held, state_decision
     from polyclinic.client.words import words
 
-    home, limits = opened(folder), Limits.read(rounds, until, hours)
+    home, limits = opened(folder), Limits.read(rounds, until, hours, epsilon=epsilon)
     digest = digest_of(home, study, folder)
     offer = read_offer(home, digest)
+    demand_possible(home, offer, limits)
     if not as_json:
         for line in _spoken(words(offer, home, decisions(home).get(digest))):
             typer.echo(line)

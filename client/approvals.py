@@ -5,6 +5,7 @@ Everything is forbidden that was not approved. The book holds the decisions; the
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,17 +33,23 @@ class Limits:
         rounds: of training, over all runs of the study, since it was approved.
         until: seconds since the epoch.
         hours: of the site's day, as "20:00-06:00".
+        epsilon: that the study may spend on any patient, at its own delta; then it must have privacy.
     """
 
     rounds: int | None = None
     until: float | None = None
     hours: str | None = None
+    epsilon: float | None = None
 
     @staticmethod
     def read(
-        rounds: str | None = None, until: str | None = None, hours: str | None = None, zone: tzinfo | None = None
+        rounds: str | None = None,
+        until: str | None = None,
+        hours: str | None = None,
+        zone: tzinfo | None = None,
+        epsilon: str | None = None,
     ) -> Limits:
-        """The limits that somebody typed: a count, an ISO date (its whole day) or time, hours of the day.
+        """The limits that somebody typed: a count, an ISO date (its whole day) or time, hours of the day, a number.
 
         Args:
             zone: of a date or time that names none; None: this machine's.
@@ -50,7 +57,11 @@ class Limits:
         Raises:
             PolicyError: naming what cannot be understood, and how it is written.
         """
-        return Limits(_count(rounds), _moment(until, zone), _hours(hours))
+        return Limits(_count(rounds), _moment(until, zone), _hours(hours), _epsilon(epsilon))
+
+    def document(self) -> dict[str, Any]:
+        """As JSON data; of epsilon nothing is said where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "epsilon" or value is not None}
 
     def words(self, zone: tzinfo | None = None) -> str:
         """In plain words."""
@@ -59,6 +70,8 @@ class Limits:
             said.append(f"until {datetime.fromtimestamp(self.until, zone).astimezone(zone):%Y-%m-%d %H:%M %Z}")
         if self.hours is not None:
             said.append(f"only from {self.hours.replace('-', ' to ')}")
+        if self.epsilon is not None:
+            said.append(f"at most ε = {self.epsilon:g} for any patient")
         return ", ".join(said) or "no limits beyond the study's own"
 
 
@@ -77,7 +90,7 @@ class Decision:
 
     def document(self) -> dict[str, Any]:
         """The statement that the coordinator is told."""
-        return {"kind": "decision", **asdict(self)}
+        return {"kind": "decision", **vars(self), "limits": self.limits.document()}
 
 
 def decide(
@@ -99,7 +112,7 @@ def decide(
         raise PolicyError("was not approved here, so there is nothing to withdraw", where=study)
     elif verb == "withdraw" and found is not None and found.verb == "withdraw":
         raise PolicyError("was withdrawn already", where=study)
-    body = {"study": study, "version": version, "backbone_sha256": backbone_sha256, "limits": asdict(limits)}
+    body = {"study": study, "version": version, "backbone_sha256": backbone_sha256, "limits": limits.document()}
     return decision(book.append(verb, body), site)
 
 
@@ -223,6 +236,18 @@ def _count(text: str | None) -> int | None:
     if not re.fullmatch(r"[1-9]\d{0,6}", text.strip()):
         raise PolicyError(f"'{text[:40]}' is no number of rounds", where="rounds", remedy="a whole number above 0")
     return int(text)
+
+
+def _epsilon(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0.0 < found < math.inf:
+        raise PolicyError(f"'{text[:40]}' is no epsilon", where="epsilon", remedy="a number above 0, such as 4")
+    return found
 
 
 def _moment(text: str | None, zone: tzinfo | None) -> float | None:

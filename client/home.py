@@ -53,10 +53,12 @@ class Rules(Config):
 
     minimum_patients: int = Field(default=10, ge=1)
     tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels")
+    epsilon: float | None = Field(default=None, gt=0.0)
+    delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
 
     def policy(self, *studies: str) -> Policy:
         """The rules with the digests of approved ``studies``."""
-        return Policy(minimum_patients=self.minimum_patients, tell=self.tell, studies=studies)
+        return Policy(**dict(self), studies=studies)
 
 
 class Settings(Config):
@@ -119,6 +121,10 @@ minimum_patients = {self.policy.minimum_patients}
 #   intensities   a histogram of grey values
 #   labels        images and patients a class
 tell = [{kinds}]
+# The most that may ever be spent on any patient, over all studies (epsilon, by patient, add or remove one), at delta.
+# With a limit, no study takes part that has no privacy. See: polyclinic privacy show
+{f"epsilon = {self.policy.epsilon!r}" if self.policy.epsilon is not None else "# epsilon = 8.0"}
+delta = {self.policy.delta!r}
 """
 
 
@@ -187,6 +193,11 @@ class Home:
     def own(self) -> Path:
         """Folder of what this site's model keeps for itself, by study, run and round."""
         return self.folder / "own"
+
+    @property
+    def privacy(self) -> Path:
+        """Folder of the site's privacy ledger."""
+        return self.private / "privacy"
 
     @property
     def logs(self) -> Path:

@@ -80,6 +80,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     started = time.monotonic()
     study = bench.study
     site.policy.demand(instruction, study.digest)
+    site.policy.demand_privacy(study)
     if digest(instruction.tensors) != instruction.base:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
     kept = site.keep.before(instruction.run, instruction.round) or {}

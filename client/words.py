@@ -14,7 +14,7 @@ from polyclinic.client.approvals import Decision
 from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer
 from polyclinic.core.envelope import REFUSAL_LIMIT
-from polyclinic.core.explain import NO_PRIVACY, course, staying
+from polyclinic.core.explain import course, privacy, staying
 from polyclinic.core.statistics.contents import BINS, Intensities, Labels
 from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
@@ -66,7 +66,7 @@ def words(offer: Offer, home: Home, decided: Decision | None = None) -> dict[str
         "What leaves this site": list(leaving(offer, home)),
         "What does not leave this site": staying(study),
         "Privacy": [
-            NO_PRIVACY,
+            *privacy(study),
             "Who sees the trained weights and the statistics could try to infer who was trained on.",
         ],
         "What is signed": [

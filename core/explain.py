@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyclinic.core.privacy.events import ADJACENCY
 from polyclinic.core.study import Study
 
 
@@ -33,6 +34,25 @@ def staying(study: Study) -> list[str]:
         if told is not None and told.personal != "nothing"
     ]
     return [STAYS, *own]
+
+
+def privacy(study: Study) -> list[str]:
+    """Sentences on what a study promises about privacy."""
+    if (asked := study.privacy) is None:
+        return [NO_PRIVACY]
+    if asked.generator == "simulated":
+        return ["Noise is simulated, from the study's seed: no privacy."]
+    spend = f"at most ε = {asked.epsilon:g}" if asked.epsilon else f"what noise of {asked.noise:g} × the norm makes"
+    share = asked.statistics_share
+    others = f"at most {share:.0%} of that" if share else "nothing, for nothing but the update leaves"
+    whole = "all pictures of a patient together" if asked.unit == "patient" else "each image by itself, not a patient"
+    return [
+        f"Differential privacy by {asked.unit} ({whole}; {ADJACENCY}), δ = {asked.delta:g}: a whole run costs those "
+        f"who train {spend}, those behind the other figures {others}.",
+        f"A step draws {asked.expected} {asked.unit}s on average; gradients are clipped to a norm of {asked.clip:g} "
+        f"({asked.clipping}).",
+        "Every site's own ledger says what was spent, over all runs and studies: polyclinic privacy show.",
+    ]
 
 
 NO_PRIVACY = "The weights and statistics that leave are not noised: this study gives no differential privacy."

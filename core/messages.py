@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from polyclinic.core.errors import UpdateError
+from polyclinic.core.privacy import receipt as receipts
+from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.statistics.codec import decode as decode_statistic
 from polyclinic.core.statistics.codec import encode as encode_statistic
 from polyclinic.core.statistics.monoid import Statistic, Withheld
@@ -71,6 +73,7 @@ class Reply:
         statistics: by "moment/what", such as "incoming/val", "fitted/val" or "describe/features".
         sizes: split → (images, patients).
         seconds: what the work took.
+        receipt: of what it cost in privacy, where the study is private.
     """
 
     site: str
@@ -83,6 +86,7 @@ class Reply:
     statistics: Mapping[str, Statistic | Withheld]
     sizes: Mapping[str, tuple[int, int]]
     seconds: float
+    receipt: Receipt | None = None
 
 
 def encode_instruction(instruction: Instruction) -> bytes:
@@ -118,16 +122,17 @@ def encode_reply(reply: Reply) -> bytes:
     header["weight"] = reply.update.weight if reply.update else None
     header["sizes"] = {split: list(counts) for split, counts in reply.sizes.items()}
     header["statistics"] = {name: encode_statistic(value) for name, value in reply.statistics.items()}
+    if reply.receipt is not None:
+        header["receipt"] = receipts.encode(reply.receipt)
     return _pack(header, encode_tensors(reply.update.tensors) if reply.update else b"")
 
 
 def decode_reply(message: bytes, limit: int | None = None) -> Reply:
     """Raises UpdateError for whatever is no reply; ``limit`` bounds the bytes of its tensors."""
     header, body = _unpack(message)
-    strings = dict.fromkeys(("site", "study", "run", "nonce", "base"), str)
-    _expect(
-        header, {**strings, "round": int, "seconds": float, "weight": int | None, "sizes": dict, "statistics": dict}
-    )
+    shape: dict[str, Any] = dict.fromkeys(("site", "study", "run", "nonce", "base"), str)
+    shape |= {"round": int, "seconds": float, "weight": int | None, "sizes": dict, "statistics": dict}
+    _expect(header, shape | ({"receipt": dict} if "receipt" in header else {}))
     if len(header["statistics"]) > STATISTICS:
         raise UpdateError(f"more than {STATISTICS} statistics", where="statistics")
     weight = header.pop("weight")
@@ -138,7 +143,9 @@ def decode_reply(message: bytes, limit: int | None = None) -> Reply:
         statistics = {name: decode_statistic(value) for name, value in header.pop("statistics").items()}
     except RecursionError as failure:
         raise UpdateError("lists are nested too deep", where="statistics") from failure
-    return Reply(update=update, statistics=statistics, sizes=_sizes(header.pop("sizes")), **header)
+    receipt = receipts.decode(header.pop("receipt")) if "receipt" in header else None
+    sizes = _sizes(header.pop("sizes"))
+    return Reply(update=update, statistics=statistics, sizes=sizes, receipt=receipt, **header)
 
 
 def _sizes(sizes: dict[str, Any]) -> dict[str, tuple[int, int]]:

@@ -31,6 +31,7 @@ def round_record(receiver: Receiver, bytes_down: int, seconds: float) -> Json:
             "reliability": bins(told.get(site)),
             "weight": reply["weight"],
             "seconds": reply["seconds"],
+            **({"privacy": reply["privacy"]} if reply["privacy"] else {}),
         }
         for site, reply in sorted(receiver.accepted.items())
     }
@@ -50,6 +51,7 @@ def final_record(study: Study, receiver: Receiver, bytes_down: int) -> Json:
     """The last evaluation: metrics and reliability bins by site and split, and pooled."""
     sites: dict[str, Json] = {
         site: {"n": sizes(reply["sizes"]), "metrics": {}, "reliability": {}}
+        | ({"privacy": reply["privacy"]} if reply["privacy"] else {})
         for site, reply in sorted(receiver.accepted.items())
     }
     pooled: Json = {"metrics": {}, "reliability": {}}

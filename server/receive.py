@@ -9,6 +9,7 @@ from typing import Any
 from polyclinic.core.errors import PolyclinicError, UpdateError
 from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, Reply, decode_reply
+from polyclinic.core.privacy import receipt as receipts
 from polyclinic.core.statistics.codec import pack
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
@@ -50,7 +51,8 @@ class Receiver:
     """The replies of one round, without their tensors.
 
     Attributes:
-        accepted: site → its reply's statistics, sizes, weight, seconds and digest.
+        accepted: site → its reply's statistics, sizes, weight, seconds, digest and, where there is one, receipt of
+            privacy.
         excluded: site → why nothing of it counted.
         refused: (site, why) of every single message that was set aside, repeats included.
         totals: name → sum of what was told under it, beside a blank of the study's own configuration.
@@ -98,6 +100,7 @@ class Receiver:
             "seconds": reply.seconds,
             "update": digest(reply.update.tensors) if reply.update else None,
             "proof": delivery.proof,
+            "privacy": receipts.encode(reply.receipt) if reply.receipt else None,
         }
         return reply
 
@@ -167,6 +170,18 @@ class Receiver:
             if not 1 <= reply.update.weight == due:
                 raise UpdateError(f"weight {reply.update.weight} is not the {due} that its own counts give")
             self._expects.check(reply.update.tensors)
+        self._demand_receipt(reply)
+
+    def _demand_receipt(self, reply: Reply) -> None:
+        """A private study's update comes with a receipt in the study's own terms; what it says is the site's word."""
+        privacy, receipt = self._study.privacy, reply.receipt
+        if receipt is None:
+            if privacy is not None and reply.update is not None:
+                raise UpdateError("a private study's update comes with a receipt", where="receipt")
+        elif privacy is None:
+            raise UpdateError("a receipt of privacy was not asked for", where="receipt")
+        elif (receipt.unit, receipt.delta, receipt.generator) != (privacy.unit, privacy.delta, privacy.generator):
+            raise UpdateError("is in other terms than the study's", where="receipt")
 
     def _merged(self, reply: Reply) -> dict[str, Any]:
         """The totals with what this reply tells; UpdateError for another kind or configuration than agreed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyclinic.core.study import Study
@@ -48,7 +48,7 @@ def _sites(final: Json, journal: Journal) -> Json:
     sites: Json = {}
     for site, result in final["sites"].items():
         kept = {key: result[key] for key in ("n", "metrics", "reliability")}
-        row = {**kept, "shift": shifts.get(site)}
+        row = {**kept, "shift": shifts.get(site), **_privacy(site, [*journal.rounds(), final])}
         alone = journal.result(f"baseline/alone/{site}")
         row |= _baseline("alone", alone, site) | _baseline("central", central, site)
         sites[site] = row
@@ -56,6 +56,12 @@ def _sites(final: Json, journal: Journal) -> Json:
         empty: Json = {"n": {}, "metrics": {}, "reliability": {}}
         sites.setdefault(site, {**empty, "shift": shifts.get(site), "excluded": why})
     return sites
+
+
+def _privacy(site: str, records: Sequence[Json]) -> Json:
+    """The site's last receipt, of a private study."""
+    told = [record["sites"][site]["privacy"] for record in records if "privacy" in record["sites"].get(site, {})]
+    return {"privacy": told[-1]} if told else {}
 
 
 def _baseline(name: str, result: Mapping[str, Any] | None, site: str) -> Json:

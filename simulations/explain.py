@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyclinic.core.explain import NO_PRIVACY, course, staying
+from polyclinic.core.explain import course, privacy, staying
 from polyclinic.core.study import Study
 from polyclinic.core.update import encode
 from polyclinic.models.network import build, task
@@ -27,7 +27,7 @@ def explain(study: Study) -> dict[str, list[str]]:
         "How it goes": course(study),
         "What leaves a site": leaving(study, len(encode(tensors))),
         "What does not leave a site": staying(study),
-        "What this does not promise": [NO_PRIVACY],
+        "Privacy" if study.privacy else "What this does not promise": privacy(study),
         "Digest": [study.digest],
     }
 

@@ -28,7 +28,8 @@ class Decision:
         verb: "approve" or "withdraw".
         version: of Polyclinic, for which the decision holds.
         backbone_sha256: of the weights, for which it holds.
-        limits: "rounds" (int), "until" (seconds since the epoch), "hours" (text); None where there is none.
+        limits: "rounds" (int), "until" (seconds since the epoch), "hours" (text); None where there is none. "epsilon",
+            if any.
         time: seconds since the epoch, by the site's clock.
         sequence: grows with every decision of the site about the study.
         signed: the statement itself.
@@ -50,7 +51,8 @@ class Decision:
 def decision(document: Mapping[str, Any]) -> None:
     """Raises UpdateError unless ``document`` is a decision as agreed."""
     _demand(document, _DECISION, "decision")
-    _demand(document["limits"], _LIMITS, "decision.limits")
+    limits = document["limits"]
+    _demand(limits, {**_LIMITS, **(_EPSILON if "epsilon" in limits else {})}, "decision.limits")
 
 
 def refusal(document: Mapping[str, Any]) -> None:
@@ -140,6 +142,7 @@ _LIMITS: Mapping[str, Check] = {
     "until": _or_none(_time),
     "hours": _or_none(_matches(_HOURS)),
 }
+_EPSILON: Mapping[str, Check] = {"epsilon": lambda value: _number(value) and value > 0}
 _REFUSAL: Mapping[str, Check] = {
     "kind": _one_of("refusal"),
     "site": _text,

@@ -41,7 +41,8 @@ class Shift:
 class Site:
     """One site at the end of a run; mappings go from split to figures, sizes are (images, patients).
 
-    While the run goes on, ``trained`` says how many rounds the model had of which the site told last.
+    While the run goes on, ``trained`` says how many rounds the model had of which the site told last. ``privacy`` is
+    its last receipt, in a private study.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Site:
     shift: Shift = Shift()
     excluded: str = ""
     trained: int | None = None
+    privacy: Json = field(default_factory=dict)
 
     def figure(self, model: Model, split: str, key: str) -> Figure:
         """What ``model`` reached here, or why that is not known."""
@@ -163,6 +165,7 @@ def site(name: str, row: Json) -> Site:
         bins=bins_by_split(row.get("reliability")),
         shift=shift(row.get("shift") or {}),
         excluded=str(row.get("excluded", "")),
+        privacy=row.get("privacy") or {},
     )
 
 

@@ -95,4 +95,5 @@ def judged(name: str, row: Mapping[str, Any], trained: int) -> Site:
         federated={"val": figures} if figures else {},
         bins={"val": bins} if bins else {},
         trained=trained,
+        privacy=row.get("privacy") or {},
     )

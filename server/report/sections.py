@@ -59,6 +59,7 @@ def sections(evidence: Evidence) -> dict[str, Any]:
         "tiles": tiles(evidence),
         **history(evidence),
         "sites": tables.sites(evidence),
+        "privacy": tables.privacy(evidence),
         "reliability": reliability_panels(evidence),
         **shift(evidence),
         "forests": forests(evidence),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyclinic.core.privacy.receipt import SIMULATED
 from polyclinic.core.statistics.figures import Figure
 from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, words
@@ -66,6 +67,35 @@ def sites(evidence: Evidence) -> Table:
     figures = (cell(pick(evidence.pooled.get(split), m.key)) for m in evidence.judged.metrics)
     pooled = (name("Pooled"), *([total] if done else []), *figures)
     return Table(f"The {'final ' if done else ''}model on {SPLITS[split]} images", head, (*rows, pooled))
+
+
+def privacy(evidence: Evidence) -> Table | None:
+    """What each site says that it spent, in a private study; with unit and adjacency in the caption."""
+    told = [site for site in evidence.sites if site.privacy]
+    if not told:
+        return None
+    rows = [
+        (
+            name(s.name, SIMULATED if s.privacy["generator"] == "simulated" else ""),
+            plain(s.privacy["study"]),
+            plain(s.privacy["site"]),
+            Cell(f"{s.privacy['delta']:g}"),
+            Cell(str(s.privacy["mechanism"]), number=False),
+            Cell(str(s.privacy["head"])[:12], number=False),
+        )
+        for s in told
+    ]
+    units = sorted({str(s.privacy["unit"]) for s in told})
+    caption = f"Privacy spent, by {' or '.join(units)} ({told[0].privacy['adjacency']}), as each site's ledger has it"
+    head = (
+        "Site",
+        "ε, this study",
+        "ε, all that the site released",
+        "δ",
+        "How the last round was noised",
+        "Ledger head",
+    )
+    return Table(caption, head, tuple(rows))
 
 
 def dated(evidence: Evidence, site: Site) -> str:

@@ -27,6 +27,7 @@ from polyclinic.core.messages import (
     encode_instruction,
     encode_reply,
 )
+from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.core.statistics.outcome import tally
 from polyclinic.core.statistics.shift import Labels
@@ -44,6 +45,7 @@ INSTRUCTION = Instruction("s", "r", 1, "n", digest(TENSORS), True, ("val",), Fal
 REPLY = Reply(
     "north", "s", "r", 1, "n", digest(TENSORS), Update("north", 5, TENSORS), STATISTICS, {"train": (5, 4)}, 1.5
 )
+RECEIPT = Receipt("patient", 1e-5, 0.5, 1.0, 2.0, "Gaussian noise", "0" * 64, "system")
 QUIET = Reply("north", "s", "r", 1, "n", digest(TENSORS), None, {}, {}, 0.0)
 
 Decode = Callable[[bytes], Any]
@@ -82,6 +84,7 @@ def test_instructions_come_back_to_the_bit(instruction: Instruction) -> None:
         statistics=st.dictionaries(st.text(), st.sampled_from(list(STATISTICS.values()))),
         sizes=st.dictionaries(st.sampled_from(["train", "val", "test"]), st.tuples(whole, whole)),
         seconds=st.floats(allow_nan=False, allow_infinity=False),
+        receipt=st.none() | st.just(RECEIPT),
     )
 )  # fmt: skip
 def test_replies_come_back_to_the_bit(reply: Reply) -> None:

@@ -176,7 +176,7 @@ def test_a_bound_of_one_study_counts_that_study_alone(ledger: Ledger) -> None:
         ledger.reserve(asked(number, OTHER), [charge], [], [bound])
     for number in (1, 2):
         ledger.reserve(asked(number), [charge], [], [bound])
-    with pytest.raises(PolicyError, match="approval is .* for this study"):
+    with pytest.raises(PolicyError, match=r"approval is .* for this study"):
         ledger.reserve(asked(3), [charge], [], [bound])
 
 
@@ -277,7 +277,7 @@ def test_an_open_ledger_notices_too(tmp_path: Path) -> None:
     with pytest.raises(PrivacyError, match="entry 5"):
         ledger.verify()
     tampered(tmp_path, "DELETE FROM entries WHERE sequence > 4")
-    with pytest.raises(PrivacyError, match="gone|entry 5"):
+    with pytest.raises(PrivacyError, match=r"gone|entry 5"):
         ledger.reserve(asked(4), [])
     ledger.close()
 
@@ -291,7 +291,7 @@ def test_an_older_ledger_is_known_by_a_head_that_it_lacks(tmp_path: Path) -> Non
     assert ledger.verify([head, newer]) == 9
     ledger.close()
     (tmp_path / "privacy.db").write_bytes(old)
-    with pytest.raises(PrivacyError, match="entry 9: .*older ledger"):
+    with pytest.raises(PrivacyError, match=r"entry 9: .*older ledger"):
         Ledger(tmp_path).verify([head, newer])
 
 

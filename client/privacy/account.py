@@ -1,0 +1,110 @@
+"""A site's account for one private study: what each of its rounds costs whom, set aside before anything is done."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from polyclinic.client.data.manifest import Row
+from polyclinic.client.policy import Policy
+from polyclinic.client.privacy.budget import Bound
+from polyclinic.client.privacy.ledger import Ledger
+from polyclinic.client.privacy.people import identities
+from polyclinic.client.privacy.receipts import receipt
+from polyclinic.client.privacy.record import Charge, Question, Reservation
+from polyclinic.core.errors import PolicyError
+from polyclinic.core.privacy.config import Privacy
+from polyclinic.core.privacy.plan import Plan, Release, demand, plan
+from polyclinic.core.privacy.receipt import Receipt
+from polyclinic.core.seeds import derive
+from polyclinic.core.study import SPLITS, Study
+
+
+@dataclass(frozen=True)
+class Account:
+    """``open_account`` makes one.
+
+    Attributes:
+        plan: with which rate and noise every release is to be made.
+        cohorts: split → digest of who is in it.
+    """
+
+    ledger: Ledger
+    study: Study
+    site: str
+    plan: Plan
+    cohorts: dict[str, str]
+    bounds: Sequence[Bound] = field(default=())
+
+    def reserve(self, run: str, round_number: int, base: str, leaving: Collection[str]) -> Reservation:
+        """Sets aside what a round costs; before anything of it is worked out.
+
+        Args:
+            round_number: 1 …; count + 1 is the last evaluation.
+            base: digest of the global state.
+            leaving: which of the plan's releases of that round will leave: "update", "incoming/val" …
+
+        Raises:
+            PolicyError: it would pass a limit, or is no release of that round.
+            PrivacyError: the ledger cannot be trusted.
+        """
+        planned = self.plan.of_round(round_number)
+        if unknown := sorted(set(leaving) - {one.what for one in planned}):
+            raise PolicyError(f"'{unknown[0]}' is no release of round {round_number}", where="privacy")
+        charges = self.charges(one for one in planned if one.what in leaving)
+        question = Question(self.study.digest, run, round_number, base)
+        ahead = self.charges(self.plan.after(round_number))
+        return self.ledger.reserve(question, charges, ahead, self.bounds, self._simulated(round_number))
+
+    def receipt(self, reservation: Reservation) -> Receipt:
+        """What travels with the reply."""
+        privacy = demand(self.study)
+        return receipt(self.ledger, reservation, privacy.unit, privacy.delta)
+
+    def charges(self, releases: Iterable[Release]) -> list[Charge]:
+        """Releases as charges to those behind them."""
+        return [Charge(self.cohorts[one.split], one.what, one.event) for one in releases]
+
+    def _simulated(self, round_number: int) -> bytes | None:
+        """The key of simulated noise: the same in every run of the study. None where noise is secure."""
+        if demand(self.study).generator == "system":
+            return None
+        seed = derive(self.study.study.seed, "privacy", self.site, round_number)
+        return hashlib.sha256(seed.to_bytes(8, "big")).digest()
+
+
+def open_account(
+    ledger: Ledger, study: Study, site: str, rows: Iterable[Row], policy: Policy, approved: float | None = None
+) -> Account:
+    """The site's account for ``study``; nothing is spent by opening it.
+
+    Args:
+        rows: the site's images, of all splits.
+        approved: the most that the site's approval lets this study spend.
+
+    Raises:
+        PolicyError: the site is too small for the study, or the whole run cannot fit into a limit.
+    """
+    privacy, held = demand(study), list(rows)
+    who = {split: identities(row for row in held if row.split == split) for split in SPLITS}
+    sizes = {split: units(privacy, found) for split, found in who.items()}
+    made = plan(study, sizes, site)
+    cohorts = {split: ledger.cohort(found) for split, found in who.items() if found}
+    return Account(ledger, study, site, made, cohorts, bounds(study, policy, approved))
+
+
+def units(privacy: Privacy, found: dict[str, int]) -> int:
+    """How many units a split has: patients, or images."""
+    return len(found) if privacy.unit == "patient" else sum(found.values())
+
+
+def bounds(study: Study, policy: Policy, approved: float | None = None) -> tuple[Bound, ...]:
+    """Every limit that a private study meets at a site, by patient."""
+    privacy = demand(study)
+    found = [
+        (policy.epsilon, policy.delta, "this site's limit", ""),
+        (approved, privacy.delta, "the limit of this site's approval", study.digest),
+        (privacy.limit, privacy.delta, "the study's own limit", study.digest),
+    ]
+    return tuple(Bound(limit, delta, whose, which) for limit, delta, whose, which in found if limit is not None)
