@@ -41,6 +41,7 @@ The model can be judged on images from elsewhere:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +51,9 @@ if TYPE_CHECKING:
     from polyclinic.core.runs import Run
     from polyclinic.core.study import Study
     from polyclinic.server.rounds import Observer
+    from polyclinic.simulations.compare.plan import Variant
 
-__all__ = ["adapted", "demo_study", "evaluate", "load_study", "network", "read_run", "simulate"]
+__all__ = ["adapted", "compare", "demo_study", "evaluate", "load_study", "network", "read_run", "simulate"]
 
 
 def load_study(path: Path | str) -> Study:
@@ -134,6 +136,31 @@ def evaluate(run: Run, data: Path | str, split: str = "test") -> dict[str, Any]:
     from polyclinic.simulations.evaluate import evaluate as judge
 
     return judge(run, Path(data), split)
+
+
+def compare(
+    study: Study, data: Path | str, methods: str | Sequence[Variant], run: Path | str, **options: Any
+) -> dict[str, Any]:
+    """Methods compared on the images of manifest ``data``, over six measured axes; see docs/trade-offs.md.
+
+    Args:
+        methods: such as ``"lora,probe,lora+fedprox"``, or ``polyclinic.simulations.compare.plan.Variant`` records.
+        run: the folder of the comparison; it gets ``compare.json`` and ``compare.html``.
+        options: ``seeds``, ``axes``, ``most``, ``workers``, ``resume`` as on the command line, and ``policy``, a
+            ``polyclinic.client.policy.Policy``.
+
+    Returns:
+        compare.json: its schema is ``polyclinic/simulations/compare/compare.schema.json``.
+
+    Raises:
+        StudyError, DataError, RunError, EngineError: what was wrong, where, and what to do.
+    """
+    from polyclinic.simulations.compare.compare import Settings
+    from polyclinic.simulations.compare.compare import compare as carry_out
+    from polyclinic.simulations.compare.plan import named
+
+    variants = named(methods) if isinstance(methods, str) else tuple(methods)
+    return carry_out(study, Path(data), variants, Path(run), Settings(**options))
 
 
 def adapted(study: Study, adapter: Path | str) -> nn.Module:

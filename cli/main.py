@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polyclinic.cli import bench, coordinator, data, live_demo, methods, run, simulate, site, study
+from polyclinic.cli import bench, compare, coordinator, data, live_demo, methods, run, simulate, site, study
 from polyclinic.cli.described import Command
 from polyclinic.core.errors import PolyclinicError
 
@@ -46,6 +46,7 @@ def _polyclinic(
 for _name, _command, _panel in (
     ("demo", simulate.demo, "Simulate a federation"),
     ("simulate", simulate.simulate, "Simulate a federation"),
+    ("compare", compare.compare, "Simulate a federation"),
     ("evaluate", run.evaluate, "Use a finished run"),
     ("report", run.report, "Use a finished run"),
     ("export", run.export, "Use a finished run"),

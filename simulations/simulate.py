@@ -37,7 +37,10 @@ OWN = "own"
 
 @dataclass(frozen=True)
 class Options:
-    """How a simulation is carried out; on CPUs of one kind none of it changes a bit of the result."""
+    """How a simulation is carried out; on CPUs of one kind none of it but ``without`` changes a bit of the result.
+
+    ``without`` names sites of the manifest that take no part, so that a model can be judged where it never was.
+    """
 
     engine: str = "inprocess"
     workers: int = 1
@@ -46,6 +49,7 @@ class Options:
     resume: bool = False
     policy: Policy = field(default_factory=Policy)
     quarantine: Path | None = None
+    without: tuple[str, ...] = ()
 
 
 def simulate(
@@ -58,7 +62,15 @@ def simulate(
         RunError: the folder holds another run, cannot be written, or too few sites gave a good reply.
         EngineError: a worker process died.
     """
-    rows, cohort = gather(study, manifest, options.policy, observe, folder.absolute() / OWN, options.quarantine)
+    rows, cohort = gather(
+        study,
+        manifest,
+        options.policy,
+        observe,
+        folder.absolute() / OWN,
+        quarantine=options.quarantine,
+        without=options.without,
+    )
     machine = start(study, manifest, folder, cohort, options)  # first: an unknown backbone leaves no folder behind
     policy = options.policy.model_dump_json()
     about = {"study": study.digest, "data": data_digest(rows, cohort), "backbone": machine.backbone, "policy": policy}
@@ -93,17 +105,20 @@ def gather(
     observe: Observer = lambda event: None,
     own: Path | None = None,
     quarantine: Path | None = None,
+    without: Sequence[str] = (),
 ) -> tuple[tuple[Row, ...], dict[str, Site]]:
     """The rows of a manifest, and its sites with every image decoded; warnings are told to ``observe``.
 
     ``own`` is the folder in which the sites keep what is their own; without it, memory. What ``quarantine`` lists is
-    left out.
+    left out, and so are the sites ``without``.
 
     Raises:
         DataError: the manifest, an image, or a whole site cannot be used.
     """
-    rows, left_out = kept(read_manifest(manifest, study.data, network.task(study), study.study.seed), quarantine)
-    problems = federation_problems(rows, study.training.batch_size)
+    listed, left_out = kept(read_manifest(manifest, study.data, network.task(study), study.study.seed), quarantine)
+    rows = tuple(row for row in listed if row.site not in without)
+    # one site that is left of two is meant to be alone
+    problems = federation_problems(rows, study.training.batch_size, alone=bool(without))
     errors = [str(problem) for problem in problems if problem.severity == "error"]
     if errors:
         raise DataError("; ".join(errors), where=str(manifest))
