@@ -78,7 +78,7 @@ class PatchSize(Method):
         embeddings.position_embeddings = nn.Parameter(positions, requires_grad=False)
         patches = embeddings.patch_embeddings
         patches.projection, patches.num_patches, patches.patch_size = (
-            resized.requires_grad_(False),
+            resized.requires_grad_(False).eval(),
             count,
             (self.size,) * 2,
         )
@@ -149,7 +149,7 @@ class Inflate(Method):
     def _recast(self, encoder: Encoder, data: Data) -> Encoder:
         assert data.depth is not None, "check() has seen to it"
         module, embeddings, projection = _flat_patches(encoder)
-        module.embeddings = Volumes(embeddings, projection, data.depth // self.depth_patch, self.depth_patch)
+        module.embeddings = Volumes(embeddings, projection, data.depth // self.depth_patch, self.depth_patch).eval()
         see = tokens(encoder.leading, projection.kernel_size[0], self.depth_patch)
         return replace(encoder, see=see, cut=None, volumes=True)
 
@@ -192,7 +192,7 @@ def pi_resized(kernel: Tensor, size: int) -> Tensor:
     old = kernel.shape[-1]
     basis = torch.eye(old**2, dtype=torch.float64).reshape(old**2, 1, old, old)
     transposed = F.interpolate(basis, size=(size, size), mode="bilinear").reshape(old**2, size**2)  # Bᵀ
-    flat = kernel.detach().to(torch.float64).flatten(2) @ torch.linalg.pinv(transposed).T
+    flat: Tensor = kernel.detach().to(torch.float64).flatten(2) @ torch.linalg.pinv(transposed).T
     return flat.to(kernel.dtype).unflatten(-1, (size, size))
 
 
