@@ -8,7 +8,7 @@ with more images than ``rounds.weight_cap`` counts as if it had so many.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from pydantic import Field
@@ -59,12 +59,53 @@ def demand_mean(study: Study, method: Method) -> None:
             )
 
 
-def features(model: nn.Module, pixels: Tensor) -> Iterator[Tensor]:
-    """What the head is given for uint8 pictures [N, C, (D,) S, S]: float64 [n, width] on the CPU, in turn."""
-    device = next(model.parameters()).device
+def features(model: nn.Module, pixels: Tensor, *, raw: bool = False) -> Iterator[Tensor]:
+    """What the head is given for uint8 pictures [N, C, (D,) S, S]: float64 [n, width] on the CPU, in turn.
+
+    ``raw``: as the backbone gives it, before the neck.
+    """
+    device, parts = next(model.parameters()).device, cast(Any, model)
     with torch.no_grad():
         for some in pixels.split(BATCH):
-            yield model(some.to(device).float() / 255.0, features=True).double().cpu()
+            given = some.to(device).float() / 255.0
+            seen: Tensor = parts.backbone(parts.entry(given)) if raw else parts(given, features=True)
+            yield seen.double().cpu()
+
+
+class Moments(nn.Module):
+    """Mean [width] and second moments ([width], or [width, width]) of features, times ``seen``, the share that told."""
+
+    def __init__(self, width: int, *, full: bool) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(width), requires_grad=False)
+        self.second = nn.Parameter(torch.zeros(width, width) if full else torch.zeros(width), requires_grad=False)
+        self.seen = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def gather(self, model: nn.Module, start: Start, minimum: int, *, raw: bool) -> None:
+        """Fills in those of a site's training images by ``model``; zeros, and nothing seen, for too few patients."""
+        count, told = len(start.pool.pixels), enough(start, torch.arange(len(start.pool.pixels)), minimum)
+        mean, second = (
+            torch.zeros_like(self.mean, dtype=torch.float64),
+            torch.zeros_like(self.second, dtype=torch.float64),
+        )
+        for seen in features(model, start.pool.pixels, raw=raw) if told else ():
+            mean += seen.sum(dim=0).to(mean) / count
+            products = seen.T @ seen if self.second.dim() == 2 else seen.square().sum(dim=0)
+            second += products.to(second) / count
+        fill(self.mean, mean)
+        fill(self.second, second)
+        fill(self.seen, torch.tensor([float(told)]))
+
+
+def spread(mean: Tensor, second: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean [width], covariance [width, width] or variances [width]), float64; something must have been seen."""
+    centre, products = mean.double() / seen.double(), second.double() / seen.double()
+    return centre, products - (torch.outer(centre, centre) if products.dim() == 2 else centre.square())
+
+
+def width_of(model: nn.Module) -> int:
+    """Of the features that the backbone gives."""
+    return int(cast(Any, model).backbone.width)
 
 
 def enough(start: Start, among: Tensor, minimum: int) -> bool:

@@ -19,7 +19,21 @@ KEYS = {
     "merges", "low_rank", "study",
 }  # fmt: skip
 
-INEXACT = {"loha", "lokr", "fedlc", "class_balanced", "soft_ece", "fedbn", "silobn", "fedproto", "prototypes"}
+INEXACT = {
+    "loha",
+    "lokr",
+    "fedlc",
+    "class_balanced",
+    "soft_ece",
+    "fedbn",
+    "silobn",
+    "fedproto",
+    "prototypes",
+    "standardise",
+    "whiten",
+    "coral",
+    "mmd",
+}
 
 
 def test_every_registered_method_is_listed_once_with_all_that_is_asked(polyclinic: Call) -> None:

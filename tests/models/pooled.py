@@ -45,16 +45,21 @@ def rounds(study: Study, cohort: Mapping[str, Site], count: int) -> tuple[Tensor
 
 
 def together(
-    study: Study, cohort: Mapping[str, Site], states: Sequence[Tensors]
+    study: Study, cohort: Mapping[str, Site], states: Sequence[Tensors], *, raw: bool = False
 ) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """(features [N, width] float64 of all sites' training images, targets, images a site), each by its own state."""
+    """(features [N, width] float64 of all sites' training images, targets, images a site), each by its own state.
+
+    ``raw``: before the neck.
+    """
     found, targets, counts = [], [], []
     for site, state in zip(cohort.values(), states, strict=True):
         model: Adapted = build(study)
         model.write(state)
         images = site.data.images("train")
         with torch.no_grad():
-            found.append(model.network(torch.from_numpy(images.pixels).float() / 255, features=True).double().numpy())
+            pixels = torch.from_numpy(images.pixels).float() / 255
+            seen = model.network.backbone(pixels) if raw else model.network(pixels, features=True)
+            found.append(seen.double().numpy())
         targets.append(images.targets)
         counts.append(len(images))
     return np.concatenate(found), np.concatenate(targets), counts

@@ -49,6 +49,10 @@ TRAINS = {
     "full": r"backbone\.encoder\..*",
     "probe": r"(?!)",
     "fedbn": r"(?!)",
+    "standardise": ATTENTION + r"lora_[AB]\.default\.weight|neck\.(mean|second|seen)",
+    "whiten": ATTENTION + r"lora_[AB]\.default\.weight|neck\.(mean|second|seen)",
+    "coral": ATTENTION + r"lora_[AB]\.default\.weight|coral\.(mean|second|seen)",
+    "mmd": ATTENTION + r"lora_[AB]\.default\.weight|mmd\.(mean|seen)",
     "fedproto": ATTENTION + r"lora_[AB]\.default\.weight|prototypes\.(mass|share)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
@@ -60,7 +64,7 @@ BLANK = {"prototypes"}
 PERSONAL = {"fedbn": NORM + r"(weight|bias)"}
 """Method → what stays at a site and moves there."""
 KNOBS = {"pissa": "rank = 2", "lora": "rank = 2", "vera": "rank = 8", "oft": "block_size = 8"}
-OWN = {"bitfit", "last_blocks", "full", "probe", "fedbn"}
+OWN = {"bitfit", "last_blocks", "full", "probe", "fedbn", "standardise", "whiten"}
 """Methods for which peft has no form."""
 BY_BACKBONE = {"fedbn"}
 """Methods that are exact on some backbones, this one among them, and say that they are not."""
