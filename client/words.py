@@ -14,7 +14,7 @@ from polyclinic.client.approvals import Decision
 from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer
 from polyclinic.core.envelope import REFUSAL_LIMIT
-from polyclinic.core.explain import course, privacy, staying
+from polyclinic.core.explain import beside, course, heads, privacy, staying
 from polyclinic.core.statistics.contents import BINS, Intensities, Labels
 from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
@@ -88,6 +88,7 @@ def leaving(offer: Offer, home: Home) -> Iterator[str]:
         f"  tensors: the trained weights, {len(offer.manifest)} tensors, {offer.bytes_up:,} bytes, in every round of "
         f"training: {_shapes(offer.manifest)}."
     )
+    yield from (f"  {sentence}" for sentence in beside(study))
     yield (
         f"  weight: one number, what the update counts: its {study.rounds.weight}."
         if (study.rounds.weight != "equal")
@@ -146,9 +147,8 @@ def _training(offer: Offer, home: Home) -> Iterator[str]:
     yield f"This site's own images: those of '{home.settings.name}' in {home.manifest}, as train, val and test split."
     yield "What of the backbone is not named here stays as it was pretrained."
     yield from (method.explain() for method in study.adaptation)
-    task: Any = study.task
-    yield task.trained(study.backbone.pooling)
-    yield f"Together {weights:,} weights train."
+    yield from heads(study)
+    yield f"Together {weights:,} numbers travel."
 
 
 def _limits(home: Home, decided: Decision | None) -> Iterator[str]:

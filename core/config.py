@@ -38,6 +38,10 @@ class Method(Config):
     """Which weights of the backbone it trains or wraps, such as its norms; two that share a kind are refused."""
     keeps: ClassVar[frozenset[str]] = frozenset()
     """Which of these kinds stay at a site as its own: refused beside a method that trains nothing else."""
+    fills: ClassVar[frozenset[str]] = frozenset()
+    """Which of the model's places (entry, neck, head) hold something of its own; two that share one are refused."""
+    relies_on: ClassVar[frozenset[str]] = frozenset()
+    """Which of these must stay what the study's task and backbone make of them: refused beside one that fills them."""
     low_rank: ClassVar[bool] = False
     """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
     merges: ClassVar[bool] = True
@@ -49,6 +53,10 @@ class Method(Config):
     def fits(cls, task: type[Method]) -> bool:
         """Whether it makes sense with a kind of task; asked by reading a study and by ``polyclinic methods``."""
         return True
+
+    def averages(self) -> bool:
+        """Whether a strategy gives the weighted mean of every tensor, and a server step takes it as it is."""
+        return False
 
     def check(self, study: Study) -> None:
         """Refuses, with a StudyError, any study in which this method's promise would not hold."""

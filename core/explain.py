@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from polyclinic.core.privacy.events import ADJACENCY
 from polyclinic.core.study import Study
 
@@ -23,6 +25,19 @@ STAYS = (
     "Images, file names, patients' identifiers, the manifest, single predictions, single features, single gradients."
 )
 """What does not leave a site."""
+
+
+def heads(study: Study) -> list[str]:
+    """A sentence on the task's head, unless a method puts another in its place."""
+    replaced = any("head" in method.fills for method in study.adaptation)
+    task: Any = study.task
+    return [] if replaced else [task.trained(study.backbone.pooling)]
+
+
+def beside(study: Study) -> list[str]:
+    """Sentences on what leaves because of the methods, each in its own words."""
+    facts = ((method.method, method.facts) for method in study.adaptation)
+    return [f"Of this, because of '{n}': {told.travels}." for n, told in facts if told and told.travels != "nothing"]
 
 
 def staying(study: Study) -> list[str]:

@@ -59,8 +59,9 @@ def demand_chain(chain: Sequence[Method]) -> None:
         )
     for i, method in enumerate(chain):
         for other in chain[:i]:
-            _demand_travel(method, other)
-            _demand_travel(other, method)
+            for one, another in ((method, other), (other, method)):
+                _demand_travel(one, another)
+                _demand_place(one, another)
             if both := sorted(method.changes & other.changes):
                 raise StudyError(
                     f"'{other.method}' and '{method.method}' both change the backbone's {both[0]}",
@@ -75,6 +76,17 @@ def _demand_travel(method: Method, keeper: Method) -> None:
         kept = min(method.keeps & keeper.keeps or method.changes)
         raise StudyError(
             f"'{keeper.method}' keeps the backbone's {kept} at each site, and '{method.method}' is about them, too",
+            where="adaptation",
+            remedy="keep one of them",
+        )
+
+
+def _demand_place(method: Method, filler: Method) -> None:
+    """Refuses two methods that fill one place, and one whose place another fills."""
+    if taken := sorted((method.fills | method.relies_on) & filler.fills):
+        raise StudyError(
+            f"'{filler.method}' puts something of its own at the model's {taken[0]}, which '{method.method}' "
+            + ("does, too" if taken[0] in method.fills else "needs as it is"),
             where="adaptation",
             remedy="keep one of them",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,10 @@ def chain(*parts: Adaptation) -> Adaptation:
         for part in parts:
             part.fit_in(model, generator)
 
+    def mirror(model: nn.Module, names: Sequence[str]) -> None:
+        for part in parts:
+            part.mirror(model, names)
+
     def receive(model: nn.Module, extra: Mapping[str, Tensor]) -> frozenset[str]:
         return frozenset().union(*(part.receive(model, extra) for part in parts))
 
@@ -62,10 +66,12 @@ def chain(*parts: Adaptation) -> Adaptation:
         families=frozenset().union(*(part.families for part in parts)),
         recast=recast,
         fit_in=fit_in,
+        mirror=mirror,
         travels=lambda name: any(part.travels(name) for part in parts),
         chosen=lambda model: frozenset().union(*(part.chosen(model) for part in parts)),
         constant=lambda name: any(part.constant(name) for part in parts),
         still=lambda name: any(part.still(name) for part in parts),
+        aside=lambda name: any(part.aside(name) for part in parts),
         personal=lambda model: frozenset().union(*(part.personal(model) for part in parts)),
         receive=receive,
         select=_selected(parts),

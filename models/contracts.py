@@ -348,6 +348,10 @@ def receive_nothing(model: nn.Module, extra: Mapping[str, Tensor]) -> frozenset[
     return frozenset()
 
 
+def mirror_nothing(model: nn.Module, names: Sequence[str]) -> None:
+    """Adds nothing to what was fitted in."""
+
+
 def keep_nothing(model: nn.Module, start: Start, trained: Trained) -> Memory:
     """Changes nothing after training and keeps nothing for the next round."""
     return {}
@@ -374,12 +378,15 @@ class Adaptation:
         fit_in: changes the model in place, once, before training; draws only from the generator. Besides wrapping
             layers it may put modules at ``model.entry`` (pixels → pixels, for every picture) and ``model.neck``
             (pooled features → pooled features), and replace ``model.backbone.see`` by a method of a module.
+        mirror: once, after all of a chain is fitted in: (model, names of the parameters that travel and train) → adds
+            what must be as large as these are.
         travels: whether the named parameter leaves the site; it also trains there, unless ``constant`` or ``still``.
         chosen: names of more such parameters, where that depends on the whole model (its last blocks, say).
         constant: whether the named parameter, though it travels, does not train: every site works out the same bits,
             and one that finds others than arrive refuses (a fingerprint of what must be the same everywhere).
         still: whether the named parameter, though it travels or is personal, is trained by no gradient: what
             ``settle`` leaves in it is what leaves the site.
+        aside: whether the named parameter, though it travels, serves training alone: what is exported lacks it.
         personal: names of parameters and floating-point buffers that are a site's own: kept there from round to round,
             never sent. Parameters train unless ``still``. A site's first round begins with those of the pretrained
             model; a module with a personal buffer is in training mode while the site trains.
@@ -398,10 +405,12 @@ class Adaptation:
     families: frozenset[str]
     recast: Callable[[Encoder, Data], Encoder] = same_encoder
     fit_in: Callable[[nn.Module, torch.Generator], None] = unchanged
+    mirror: Callable[[nn.Module, Sequence[str]], None] = mirror_nothing
     travels: Callable[[str], bool] = nothing
     chosen: Callable[[nn.Module], frozenset[str]] = none_of_it
     constant: Callable[[str], bool] = nothing
     still: Callable[[str], bool] = nothing
+    aside: Callable[[str], bool] = nothing
     personal: Callable[[nn.Module], frozenset[str]] = none_of_it
     receive: Callable[[nn.Module, Mapping[str, Tensor]], frozenset[str]] = receive_nothing
     select: Select | None = None

@@ -28,10 +28,11 @@ def write_adapter(study: Study, tensors: Tensors, folder: Path, backbone: str) -
 
     In peft's format if one adaptation made all of it but the head and peft knows that adaptation: then
     ``PeftModel.from_pretrained(plain(study), folder)`` gives the same outputs. Else the state as it travels. The card
-    says which; ``load_adapted`` reads both.
+    says which; ``load_adapted`` reads both. What serves training alone is left out.
     """
     adapted = build(study)
-    form = _peft_form(adapted, tensors)
+    tensors = {name: array for name, array in tensors.items() if not adapted.chain.aside(name)}
+    form = None if any(method.fills for method in study.adaptation) else _peft_form(adapted, tensors)
     body = encode(tensors if form is None else form.tensors)
     sha256 = hashlib.sha256(body).hexdigest()
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,8 @@ def load_adapted(study: Study, folder: Path) -> nn.Module:
             model: nn.Module = PeftModel.from_pretrained(network, str(folder))
         return model.eval()
     try:
-        adapted.write(decode(body))
+        aside = {name: array for name, array in adapted.read().items() if adapted.chain.aside(name)}
+        adapted.write(aside | decode(body))
     except UpdateError as failure:
         raise RunError(f"holds no adapter of this study: {failure}", where=str(folder / WEIGHTS)) from failure
     return network.eval()

@@ -110,14 +110,13 @@ class Adapted:
 
     def __init__(self, network: Network, chained: Adaptation, device: torch.device) -> None:
         self.network, self.chain, self.device = network.to(device), chained, device
-        chosen, personal = chained.chosen(network), chained.personal(network)
+        personal = chained.personal(network)
+        trains = [name for name in self._leaving(personal) if not (chained.constant(name) or chained.still(name))]
+        chained.mirror(network, trains)
+        self.network.to(device)
+        travelling = self._leaving(personal)
         found = dict(network.named_parameters())
         own = {name: tensor for name, tensor in (*found.items(), *network.named_buffers()) if name in personal}
-        travelling = {
-            name: weight
-            for name, weight in found.items()
-            if name not in own and (name.startswith("head.") or chained.travels(name) or name in chosen)
-        }
         for name, weight in found.items():
             idle = chained.constant(name) or chained.still(name)
             weight.requires_grad_((name in travelling or name in own) and not idle)
@@ -127,6 +126,15 @@ class Adapted:
         self.travelling, self.personal = tuple(self._parameters), tuple(self._personal)
         buffers = {name.rpartition(".")[0] for name, _ in network.named_buffers() if name in own}
         self._live = [network.get_submodule(name) for name in sorted(buffers)]
+
+    def _leaving(self, personal: frozenset[str]) -> dict[str, nn.Parameter]:
+        """What travels, by name, in the model's order."""
+        chosen = self.chain.chosen(self.network)
+        return {
+            name: weight
+            for name, weight in self.network.named_parameters()
+            if name not in personal and (name.startswith("head.") or self.chain.travels(name) or name in chosen)
+        }
 
     def read(self) -> Tensors:
         """Copies of what travels."""

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from polyclinic.core.explain import course, privacy, staying
+from polyclinic.core.explain import beside, course, heads, privacy, staying
 from polyclinic.core.study import Study
 from polyclinic.core.update import encode
-from polyclinic.models.network import build, task
+from polyclinic.models.network import Adapted, build, task
 
 
 def explain(study: Study) -> dict[str, list[str]]:
     """Title → sentences. Builds the model, so sizes are counted and not guessed."""
     adapted = build(study)
     tensors = adapted.read()
-    trained = sum(array.size for array in tensors.values())
-    whole = sum(weight.numel() for weight in adapted.network.parameters())
-    factors = sum(array.size for name, array in tensors.items() if not name.startswith("head."))
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
             origin(study, pretrained=adapted.network.backbone.pretrained),
             *(method.explain() for method in study.adaptation),
-            task(study).trained(study.backbone.pooling),
-            f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {factors:,} in the backbone's "
-            f"adapters, {trained - factors:,} in the head.",
+            *heads(study),
+            *counted(adapted),
         ],
         "How it goes": course(study),
-        "What leaves a site": leaving(study, len(encode(tensors))),
+        "What leaves a site": [*leaving(study, len(encode(tensors))), *beside(study)],
         "What does not leave a site": staying(study),
         "Privacy" if study.privacy else "What this does not promise": privacy(study),
         "Digest": [study.digest],
@@ -43,13 +39,28 @@ def origin(study: Study, *, pretrained: bool) -> str:
     )
 
 
+def counted(adapted: Adapted) -> list[str]:
+    """Sentences on how much trains, where it lies, and how much travels that no gradient trains."""
+    weights = dict(adapted.network.named_parameters())
+    trains = {name: weight.numel() for name, weight in weights.items() if weight.requires_grad}
+    own = sum(size for name, size in trains.items() if name in adapted.personal)
+    head = sum(size for name, size in trains.items() if name.startswith("head."))
+    trained, whole = sum(trains.values()), sum(weight.numel() for weight in weights.values())
+    idle = sum(weights[name].numel() for name in adapted.travelling if name not in trains)
+    told = (
+        f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {trained - own - head:,} in the "
+        f"backbone's adapters, {head:,} in the head" + (f", {own:,} that stay at each site." if own else ".")
+    )
+    return [told, *([f"Beside them travel {idle:,} numbers that no gradient trains."] if idle else [])]
+
+
 def leaving(study: Study, size: int) -> list[str]:
     """Sentences on everything that a site sends; ``size`` is that of the trained weights, in bytes."""
     monitoring = study.monitoring
     drawn = study.rounds.sites_per_round
     once = "In every round with a site that has not told it" if drawn else "Once (anew while a site's has not arrived)"
     return [
-        f"The trained weights above: {size:,} bytes a round.",
+        f"What travels, as said above: {size:,} bytes a round.",
         "Counts of images and patients by split, and the seconds that the work took.",
         f"How the model did on validation images (each round) and on validation and test images (at the end): "
         f"{task(study).told(bins=monitoring.bins, score_bins=monitoring.score_bins)}.",

@@ -31,6 +31,10 @@ class Exact(Method):
 
     method: Literal["exact"] = "exact"
 
+    def averages(self) -> bool:
+        """It does; products of factors, too."""
+        return True
+
     def check(self, study: Study) -> None:
         """Refuses chains without factors, and server steps after which the average would no longer be exact."""
         if not any(method.low_rank for method in study.adaptation):
@@ -39,8 +43,7 @@ class Exact(Method):
                 where="strategy.method",
                 remedy="use 'mean', or an [[adaptation]] of low-rank factors (polyclinic methods --family parameter)",
             )
-        step = study.server_step
-        if step.method != "sgd" or getattr(step, "learning_rate", None) != 1.0:
+        if not study.server_step.averages():
             raise StudyError(
                 "'exact' is exact only if the server takes the average as it is",
                 where="server_step",

@@ -21,6 +21,10 @@ class Mean(Method):
 
     method: Literal["mean"] = "mean"
 
+    def averages(self) -> bool:
+        """It does."""
+        return True
+
     def build(self) -> MeanStrategy:
         """The strategy."""
         return MeanStrategy()

@@ -23,6 +23,10 @@ class Sgd(Method):
     method: Literal["sgd"] = "sgd"
     learning_rate: float = Field(default=1.0, gt=0.0)
 
+    def averages(self) -> bool:
+        """At η = 1."""
+        return self.learning_rate == 1.0
+
     def build(self) -> Sgd:
         """A step without memory."""
         return self

@@ -63,11 +63,15 @@ class KernelMeans(Sums):
 
 def fourier(rows: Floats, features: int, seed: int) -> Floats:
     """[n, features] cosines and sines of random frequencies, each row of length 1: z·z' is nearly the mean kernel."""
+    angles = rows @ frequencies(rows.shape[1], features, seed).T
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / sqrt(features // 2)
+
+
+def frequencies(width: int, features: int, seed: int) -> Floats:
+    """[features / 2, width] random frequencies of the Gaussian kernels, bandwidths in turn."""
     half = features // 2
     widths = np.resize(BANDWIDTHS, half)[:, None]
-    frequencies = np.random.Generator(np.random.PCG64(seed)).standard_normal((half, rows.shape[1])) / widths
-    angles = rows @ frequencies.T
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) / sqrt(half)
+    return np.asarray(np.random.Generator(np.random.PCG64(seed)).standard_normal((half, width)) / widths)
 
 
 def discrepancy(a: KernelMeans, b: KernelMeans) -> float | None:

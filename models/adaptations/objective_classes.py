@@ -29,6 +29,7 @@ class FedLC(ClassObjectives):
     The counts never leave. A loss that stands before it in the chain gets the calibrated logits.
     """
 
+    relies_on: ClassVar[frozenset[str]] = frozenset({"head"})  # which learns to make up for what is lowered
     facts: ClassVar[Facts] = Facts(
         families=("objective",), paper="Zhang et al. 2022, arXiv 2209.00189", exact_private=False, because=_COUNTS
     )

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from polyclinic.core import runs
 from polyclinic.core import study as studies
+from polyclinic.models.network import build
 from tests.cli.conftest import Call, Said
 from tests.conftest import write_images
 
@@ -144,7 +145,24 @@ def test_explain_counts_what_really_travels(polyclinic: Call, finished: runs.Run
         re.sub(r"(lora_[AB])\.", r"\1.default.", name.removeprefix("base_model.model.")): array
         for name, array in written.items()
     }  # peft's names are not ours: but for the header that they stand in, the bytes are the same
-    assert f"The trained weights above: {len(save(ours)):,} bytes a round." in said
+    assert f"What travels, as said above: {len(save(ours)):,} bytes a round." in said
+
+
+def test_explain_says_what_is_personal_and_what_no_gradient_trains(
+    polyclinic: Call, study_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.toml"
+    more = "".join(f'[[adaptation]]\nmethod = "{name}"\n' for name in ("fedbn", "fedproto"))
+    path.write_text(study_file.read_text().replace("[training]", f"{more}[training]"))
+    said = polyclinic("study", "explain", path).out
+    adapted = build(studies.load(path))
+    own = sum(tensor.numel() for tensor in adapted.read_personal().values())
+    assert f", {own:,} that stay at each site." in said
+    assert f"travel {2 * 64 + 2:,} numbers that no gradient trains" in said  # two classes, width 64
+    leaves, stays = said.split("What leaves a site")[1].split("What does not leave a site")
+    assert "because of 'fedproto': of each class the mean features" in leaves
+    assert "('fedbn'): scale and shift of every normalisation" in stays
+    assert "fedbn" not in leaves
 
 
 def test_explain_says_how_often_a_drawn_site_tells(polyclinic: Call, study_file: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\n'}
 PRIVATE_NOT = {
     "loha", "lokr", "fedlc", "class_balanced", "soft_ece", "rebalance", "by_patient", "label_budget", "active",
     "fixmatch", "harmonise_histogram", "exchange_amplitude", "combat", "fedbn", "silobn",
+    "fedproto", "prototypes", "standardise", "whiten", "coral", "mmd",
 }  # fmt: skip
 VOLUMES = {"inflate": '[data]\nvolume = "whole"\ndepth = 8\n'}
 KEYS = {

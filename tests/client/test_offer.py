@@ -20,6 +20,7 @@ from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site, Workbench, respond
 from polyclinic.client.words import statistics, words
 from polyclinic.core.book import Book
+from polyclinic.core.config import parse
 from polyclinic.core.envelope import Seal
 from polyclinic.core.errors import PolicyError, PolyclinicError, StudyError, TrustError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
@@ -233,3 +234,16 @@ def test_a_withdrawn_study_says_so(home: Home, document: dict[str, Any], tmp_pat
     Book(home.book, SITE).close()
     decided = dataclasses.replace(approved(offer.study.digest), verb="withdraw")
     assert "This site withdrew on 2025-11-24" in said(offer, home, decided)
+
+
+def test_what_is_a_sites_own_and_what_travels_for_a_method_is_said(
+    tiny_study: Study, document: dict[str, Any], home: Home
+) -> None:
+    more = tiny_study.model_dump(mode="json")
+    more["adaptation"] += [{"method": "fedbn"}, {"method": "prototypes"}]
+    study = parse(Study, more, "test")
+    offer = read_offer(home, lay(home, {**document, "study": study.digest, "toml": study.toml()}))
+    told = words(offer, home)
+    assert any("('fedbn'): scale and shift" in line for line in told["What does not leave this site"])
+    assert any("because of 'prototypes': in place of a head" in line for line in told["What leaves this site"])
+    assert not any("linear head" in line for line in told["What trains, and on what"])
