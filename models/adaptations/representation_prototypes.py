@@ -150,6 +150,7 @@ class NearestPrototype(Prototyped):
         families=("representation",),
         paper="Snell et al. 2017, arXiv 1703.05175; Tan et al. 2022, arXiv 2105.00243",
         exact_private=False,
+        identity=False,
         because="prototypes are sums of patients' features, and leave beside the gradients",
         travels="in place of a head, of each class the mean features and the share of the site's images, if it has "
         "patients enough",

@@ -15,6 +15,7 @@ from polyclinic.core import runs
 from polyclinic.core import study as studies
 from polyclinic.core.errors import EngineError
 from polyclinic.core.study import Study
+from polyclinic.models.network import build
 from polyclinic.server.rounds import Event
 from polyclinic.simulations.simulate import OWN, Options, simulate
 from tests.conftest import study_text
