@@ -22,6 +22,7 @@ from polyclinic.client.data.quarantine import kept
 from polyclinic.client.home import Home
 from polyclinic.client.keep import Keep
 from polyclinic.client.offer import Offer, read_offer
+from polyclinic.client.private.answer import Vault
 from polyclinic.client.record import Recorder, hold
 from polyclinic.client.replies import Question, Replies
 from polyclinic.client.respond import Site, Workbench, respond, sayable
@@ -102,7 +103,7 @@ class Agent:
         decided = approvals.decisions(self._home).get(instruction.study)
         if decided is None or decided.verb != "approve":  # before anything is loaded for it
             approvals.demand(decided, instruction, version=VERSION, backbone_sha256="", now=self._clock())
-        offer, bench, site = self._load(instruction.study)
+        offer, bench, site = self._load(instruction.study, decided.limits.epsilon if decided else None)
         done = self._trained(instruction.study, decided.sequence if decided else 0)
         approvals.demand(
             decided,
@@ -122,9 +123,10 @@ class Agent:
         self._replies.put(question, sealed)
         return sealed
 
-    def _load(self, study: str) -> tuple[Offer, Workbench, Site]:
+    def _load(self, study: str, approved: float | None) -> tuple[Offer, Workbench, Site]:
         """The study's model and this site's images: loaded once, kept until another study's turn."""
-        if self._loaded is None or self._loaded[0].study.digest != study:
+        before = self._loaded
+        if before is None or (before[0].study.digest, before[2].vault.approved) != (study, approved):
             self._loaded = None  # before the next one takes its memory
             offer = read_offer(self._home, study)
             bench = Workbench(offer.study)
@@ -133,9 +135,11 @@ class Agent:
             rows, left_out = kept(every, self._home.quarantine)
             if left_out:
                 _log.warning("%s", left_out)
+            vault = Vault(self._home.privacy, self._key, approved)
             held, own = SiteData(self._name, rows, data, bench.task), Keep(self._home.own / study)
-            site = Site(self._name, held, settings.policy.policy(study), own)
+            site = Site(self._name, held, settings.policy.policy(study), own, vault)
             self._loaded = offer, bench, site
+        assert self._loaded is not None
         return self._loaded
 
     def _trained(self, study: str, since: int) -> set[tuple[str, int]]:

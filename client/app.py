@@ -15,6 +15,7 @@ from polyclinic.client.data.manifest import read_manifest, sites
 from polyclinic.client.data.quarantine import kept
 from polyclinic.client.keep import Keep
 from polyclinic.client.policy import Policy
+from polyclinic.client.private.answer import LEDGER, Vault
 from polyclinic.client.respond import Site, Workbench, respond, sayable
 from polyclinic.core import study as studies
 from polyclinic.core.config import parse
@@ -71,7 +72,8 @@ def loaded(
     rows = sites(kept(every, Path(quarantine) if quarantine else None)[0])
     keeps = {name: Keep(Path(own) / name if own else None) for name in rows}
     held = ((name, SiteData(name, group, study.data, bench.task)) for name, group in rows.items())
-    return bench, tuple(Site(name, data, rules, keeps[name]) for name, data in held)
+    vaults = {name: Vault(Path(own) / name / LEDGER if own else None) for name in rows}
+    return bench, tuple(Site(name, data, rules, keeps[name], vaults[name]) for name, data in held)
 
 
 app = ClientApp()

@@ -15,12 +15,15 @@ from polyclinic.client.examples import write_examples
 from polyclinic.client.fit import fit
 from polyclinic.client.keep import Keep, Kept
 from polyclinic.client.policy import Kind, Policy
+from polyclinic.client.privacy.account import Account
+from polyclinic.client.private.answer import Answer, Vault, reserved
 from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, RunError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
 from polyclinic.core.update import Update, digest
 from polyclinic.models import network
+from polyclinic.models.contracts import Anchor
 from polyclinic.models.network import Adapted, build
 
 PERSONAL, MEMORY = "personal/", "memory/"
@@ -29,12 +32,13 @@ PERSONAL, MEMORY = "personal/", "memory/"
 
 @dataclass(frozen=True)
 class Site:
-    """A site: its name, its images, its rules, and what it keeps for itself."""
+    """A site: its name, its images, its rules, what it keeps for itself, and its privacy ledger."""
 
     name: str
     data: SiteData
     policy: Policy
     keep: Keep = field(default_factory=Keep)
+    vault: Vault = field(default_factory=Vault)
 
 
 class Workbench:
@@ -48,12 +52,21 @@ class Workbench:
         self.adapted: Adapted = build(study, self.device)
         self._frozen: nn.Module | None = None
         self._described: dict[SiteData, dict[Kind, Statistic]] = {}
+        self._accounts: dict[Vault, Account] = {}
 
     def frozen(self) -> nn.Module:
         """The backbone as it was pretrained, untouched by any adaptation."""
         if self._frozen is None:
             self._frozen = network.plain(self.study).backbone.to(self.device)
         return self._frozen
+
+    def account(self, site: Site) -> Account | None:
+        """The site's privacy account for this study, opened once; None for a study without privacy."""
+        if self.study.privacy is None:
+            return None
+        if site.vault not in self._accounts:
+            self._accounts[site.vault] = site.vault.open(self.study, site.name, site.data, site.policy)
+        return self._accounts[site.vault]
 
     def described(self, site: Site) -> dict[Kind, Statistic]:
         """How a site's training images are spread, by kind; worked out once."""
@@ -83,28 +96,23 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     site.policy.demand_privacy(study)
     if digest(instruction.tensors) != instruction.base:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
+    account = bench.account(site)
+    answer = None if account is None else reserved(account, instruction, frozenset())
     kept = site.keep.before(instruction.run, instruction.round) or {}
     anchor = bench.adapted.write(instruction.tensors, _part(kept, PERSONAL) or None)
-    statistics = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
-    if instruction.describe and set(site.policy.tell) - {"outcome"}:
-        for kind, statistic in bench.described(site).items():
-            statistics[f"describe/{kind}"] = site.policy.release(kind, statistic)
+    private = study.privacy is not None  # then nothing leaves but what was set aside
+    statistics = {} if private else before(bench, site, instruction)
     update = None
     if instruction.fit:
-        images = site.data.images("train")
-        if len(images.pixels) == 0:
-            raise DataError("has no training images", where=site.name, remedy="leave it out, or give it some")
-        at = (site.name, instruction.round)
-        memory = fit(bench.adapted, bench.task, images, study, *at, anchor, _part(kept, MEMORY), bench.frozen)
-        own = {f"{PERSONAL}{name}": tensor for name, tensor in bench.adapted.read_personal().items()}
-        own |= {f"{MEMORY}{name}": tensor for name, tensor in memory.items()}
-        site.keep.after(instruction.run, instruction.round, own)
-        statistics["fitted/val"] = judge(bench, site, "val")
+        train(bench, site, instruction, anchor, kept, answer)
+        if not private:
+            statistics["fitted/val"] = judge(bench, site, "val")
         update = Update(site.name, weight(study, site), bench.adapted.read())
     if not instruction.describe:
         bench.rest()
     if not instruction.fit:
         show(bench, site)
+    told = {name: statistic for name, statistic in statistics.items() if statistic is not None}
     return Reply(
         site=site.name,
         study=study.digest,
@@ -113,10 +121,41 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         nonce=instruction.nonce,
         base=instruction.base,
         update=update,
-        statistics={name: statistic for name, statistic in statistics.items() if statistic is not None},
+        statistics=told,
         sizes=site.data.sizes(),
         seconds=round(time.monotonic() - started, 3),
+        receipt=None if answer is None else answer.note(None if update is None else update.tensors, told),
     )
+
+
+def before(bench: Workbench, site: Site, instruction: Instruction) -> dict[str, Statistic | Withheld | None]:
+    """What is told before training: how the incoming model does, and, if asked, how the data are spread."""
+    found = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
+    if instruction.describe and set(site.policy.tell) - {"outcome"}:
+        for kind, statistic in bench.described(site).items():
+            found[f"describe/{kind}"] = site.policy.release(kind, statistic)
+    return found
+
+
+def train(
+    bench: Workbench, site: Site, instruction: Instruction, anchor: Anchor, kept: Kept, answer: Answer | None
+) -> None:
+    """Trains the model in place, and keeps what is the site's own.
+
+    Raises:
+        DataError: there is nothing to train on.
+    """
+    images = site.data.images("train")
+    if len(images.pixels) == 0:
+        raise DataError("has no training images", where=site.name, remedy="leave it out, or give it some")
+    at = (site.name, instruction.round)
+    private = None if answer is None else answer.training(bench.study)
+    memory = fit(
+        bench.adapted, bench.task, images, bench.study, *at, anchor, _part(kept, MEMORY), bench.frozen, private
+    )
+    own = {f"{PERSONAL}{name}": tensor for name, tensor in bench.adapted.read_personal().items()}
+    own |= {f"{MEMORY}{name}": tensor for name, tensor in memory.items()}
+    site.keep.after(instruction.run, instruction.round, own)
 
 
 def _part(kept: Kept, prefix: str) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ their ``grad``, and the layer's input with the gradient at its output gives ever
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +33,7 @@ class PerExample:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
         self._owners: list[tuple[str, nn.Module, Sampler]] = []
         covered: set[str] = set()
@@ -57,6 +59,29 @@ class PerExample:
         finally:
             for _, module, _ in self._owners:
                 del module.forward  # that of its class comes back
+
+
+class Hooked(PerExample):
+    """The same, worked out by Opacus' own hooks: the reference that ours is compared with."""
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[str, Tensor]]:
+        """See ``PerExample``; autograd's own gradients, which the hooks leave, are thrown away."""
+        from opacus.grad_sample import GradSampleModule
+
+        hooked = GradSampleModule(self._model, loss_reduction="sum", strict=False)
+        found: dict[str, Tensor] = {}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")  # as frozen inputs make it
+                yield found
+            for name, weight in self._model.named_parameters():
+                if (rows := getattr(weight, "grad_sample", None)) is not None:
+                    found[name] = rows
+        finally:
+            hooked.remove_hooks()
+            for weight in self._model.parameters():
+                weight.grad = weight.grad_sample = None  # type: ignore[attr-defined]
 
 
 def _recorded(

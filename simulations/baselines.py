@@ -8,6 +8,7 @@ from typing import Any
 
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.keep import Keep
+from polyclinic.client.private.answer import Vault
 from polyclinic.client.respond import Site, Workbench
 from polyclinic.core.errors import PolyclinicError
 from polyclinic.core.update import Tensors
@@ -27,7 +28,8 @@ def baseline(bench: Workbench, sites: Mapping[str, Site], initial: Tensors, name
     """Trains baseline ``name`` as long as the federation trains and judges it: site → metrics by split."""
     quiet = {"tell": ("outcome",)}  # how the images are spread, the federation has told
     one = Keep()  # what the trained model keeps for itself is what it is judged with, wherever that is
-    sites = {own: replace(site, policy=site.policy.model_copy(update=quiet), keep=one) for own, site in sites.items()}
+    quieted = {own: site.policy.model_copy(update=quiet) for own, site in sites.items()}
+    sites = {own: replace(site, policy=quieted[own], keep=one, vault=Vault()) for own, site in sites.items()}
     if name == CENTRAL:
         trained, judged = {CENTRAL: pooled(sites)}, dict(sites)
     else:

@@ -18,6 +18,7 @@ from polyclinic.client.data.manifest import Row, read_manifest, sites
 from polyclinic.client.data.quarantine import kept
 from polyclinic.client.keep import Keep
 from polyclinic.client.policy import Policy
+from polyclinic.client.private.answer import LEDGER, Vault
 from polyclinic.client.respond import Site
 from polyclinic.core import files
 from polyclinic.core.errors import DataError, RunError
@@ -127,7 +128,8 @@ def gather(
             observe(Event("warning", 0, failure=warning))
     held = {name: SiteData(name, group, study.data, network.task(study)) for name, group in sites(rows).items()}
     keeps = {name: Keep(None if own is None else own / name) for name in held}
-    cohort = {name: Site(name, data, policy, keeps[name]) for name, data in held.items()}
+    vaults = {name: Vault(None if own is None else own / name / LEDGER) for name in held}
+    cohort = {name: Site(name, data, policy, keeps[name], vaults[name]) for name, data in held.items()}
     for site in cohort.values():
         for split in SPLITS:
             site.data.images(split)  # decoded before anything is written or forked: workers share the memory

@@ -16,7 +16,7 @@ from torch import Tensor
 from polyclinic.client.private.noise import Chance, released
 from polyclinic.models.contracts import Batch, Objective, Views
 from polyclinic.models.network import Network
-from polyclinic.models.per_example import PerExample
+from polyclinic.models.per_example import Hooked, PerExample
 
 Clipping = Literal["flat", "per_layer", "automatic"]
 GAMMA = 0.01
@@ -66,9 +66,12 @@ class PrivateStep:
     through the model one after another: as exact, and slower.
     """
 
-    def __init__(self, network: Network, objective: Objective, terms: Terms, chance: Chance) -> None:
+    def __init__(
+        self, network: Network, objective: Objective, terms: Terms, chance: Chance, *, opacus: bool = False
+    ) -> None:
         self._network, self._objective, self.terms, self._chance = network, objective, terms, chance
         self._recorder = PerExample(network)
+        self._gradients = Hooked(network) if opacus else self._recorder
         self._asks: bool | None = None
         self._weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
 
@@ -102,7 +105,7 @@ class PrivateStep:
         if self.one_by_one:
             return brute_force(self._network, self._objective, portion)
         pictures = torch.bincount(portion.patients, minlength=portion.count)
-        with self._recorder.recording() as found:
+        with self._gradients.recording() as found:
             losses = self._losses(portion.views)
             (losses / pictures[portion.patients].to(losses)).sum().backward()
         for weight in self._weights.values():
@@ -129,11 +132,9 @@ class PrivateStep:
         if self.one_by_one:
             return {}
         with self._recorder.recording():
-            self._losses(public).sum().backward()
-        found = {name: weight.grad for name, weight in self._weights.items() if weight.grad is not None}
-        for weight in self._weights.values():
-            weight.grad = None
-        return found
+            loss = self._losses(public).sum()
+            gradients = torch.autograd.grad(loss, list(self._weights.values()), allow_unused=True)
+        return {name: found for name, found in zip(self._weights, gradients, strict=True) if found is not None}
 
     def _losses(self, views: Views) -> Tensor:
         """[N]: each picture's by itself, so that whatever an objective averages over, it averages over one picture."""

@@ -75,6 +75,16 @@ def test_every_patients_gradient_is_what_autograd_gives_for_that_patient_alone(m
     assert all(weight.grad is None for weight in adapted.network.parameters())
 
 
+@pytest.mark.parametrize("method", ["lora", "layernorm", "probe"])
+def test_opacus_own_hooks_give_the_same_where_they_can(method: str) -> None:
+    made = study(method)
+    adapted = shaken(build(made))
+    ours = PrivateStep(adapted.network, plain(made), QUIET, keyed(0)).by_patient(portion())
+    theirs = PrivateStep(adapted.network, plain(made), QUIET, keyed(0), opacus=True).by_patient(portion())
+    for name, rows in ours.items():
+        np.testing.assert_allclose(theirs[name].detach(), rows, rtol=0, atol=1e-5 * float(rows.abs().max()) + 1e-7)
+
+
 @pytest.mark.parametrize("clipping", CLIPPINGS)
 def test_the_sum_is_clipped_patient_by_patient_and_divided_by_the_expected_number(clipping: Any) -> None:
     made = study("lora")
@@ -142,6 +152,17 @@ def test_a_pull_to_the_global_model_is_neither_clipped_nor_noised() -> None:
     weights = dict(adapted.network.named_parameters())
     for name, gradient in found.items():
         np.testing.assert_allclose(gradient, 0.01 * (weights[name] - anchor[name]).detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_gradients_that_were_left_at_the_weights_are_nobodys() -> None:
+    made = study("lora")
+    adapted = shaken(build(made))
+    step = PrivateStep(adapted.network, plain(made), QUIET, keyed(0))
+    clean = step.gradient(iter([]), public())
+    for weight in adapted.parameters():
+        weight.grad = torch.ones_like(weight)
+    left = PrivateStep(adapted.network, plain(made), QUIET, keyed(0)).gradient(iter([]), public())
+    assert all(torch.equal(clean[name], gradient) and not gradient.any() for name, gradient in left.items())
 
 
 def test_the_check_passes_what_is_exact_and_stops_what_is_not() -> None:

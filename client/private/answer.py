@@ -1,0 +1,116 @@
+"""A round of a private study at a site: set aside first, then worked out from the reservation's key, then noted."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from polyclinic.client.data.dataset import SiteData
+from polyclinic.client.policy import Policy
+from polyclinic.client.privacy.account import Account, open_account
+from polyclinic.client.privacy.ledger import Ledger
+from polyclinic.client.privacy.record import Reservation
+from polyclinic.client.private.fit import Private
+from polyclinic.client.private.noise import Keyed
+from polyclinic.client.private.step import Terms
+from polyclinic.core.messages import Instruction
+from polyclinic.core.privacy.plan import UPDATE, demand
+from polyclinic.core.privacy.receipt import Receipt
+from polyclinic.core.signing import SigningKey
+from polyclinic.core.statistics.codec import pack
+from polyclinic.core.statistics.monoid import Statistic, Withheld
+from polyclinic.core.study import Study
+from polyclinic.core.update import Tensors, digest
+
+LEDGER = "privacy"
+"""Folder of the ledger, beside what else is a site's own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vault:
+    """Where a site's privacy ledger lies.
+
+    Attributes:
+        folder: of the ledger; None for one that ends with this process, as for a comparison that nobody releases.
+        key: under which its entries are signed.
+        approved: the most that the site's approval lets the study spend.
+    """
+
+    folder: Path | None = None
+    key: SigningKey | None = None
+    approved: float | None = None
+
+    def open(self, study: Study, site: str, data: SiteData, policy: Policy) -> Account:
+        """The site's account for a study. Raises PolicyError, PrivacyError, RunError."""
+        ledger = Ledger(self.folder or Path(self._passing.name), self.key)
+        return open_account(ledger, study, site, data.rows, policy, self.approved)
+
+    @cached_property
+    def _passing(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="polyclinic-")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one instruction's answer may cost and must be drawn from."""
+
+    account: Account
+    reservation: Reservation
+    leaving: frozenset[str] = field(default_factory=frozenset)
+
+    def training(self, study: Study) -> Private:
+        """How the round's private steps are taken."""
+        privacy, plan = demand(study), self.account.plan
+        return Private(
+            terms=Terms(plan.noise, privacy.clip, privacy.clipping, float(privacy.expected)),
+            rate=plan.rate,
+            steps=study.training.steps or 1,
+            unit=privacy.unit,
+            pictures=privacy.pictures,
+            portion=study.training.batch_size,
+            chance=Keyed(self.key(UPDATE)),
+            opacus=privacy.step == "opacus",
+        )
+
+    def key(self, what: str) -> bytes:
+        """32 bytes for one of the releases, which follow from the reservation's and tell nothing of another's."""
+        return hmac.new(self.reservation.key, what.encode(), hashlib.sha256).digest()
+
+    def noise(self, what: str) -> float | None:
+        """The noise multiplier of a release; None for what does not leave in this round."""
+        found = [one for one in self.reservation.charges if one.what == what]
+        return found[0].event.noise if found else None
+
+    def note(self, tensors: Tensors | None, statistics: Mapping[str, Statistic | Withheld]) -> Receipt:
+        """Notes in the ledger what is about to leave; returns what travels with it.
+
+        Raises:
+            PrivacyError: the same reservation gave something else before: this must not leave.
+        """
+        total = hashlib.sha256((digest(tensors) if tensors is not None else "").encode())
+        for name, statistic in sorted(statistics.items()):
+            total.update(name.encode() + b"\0" + pack(statistic))
+        self.account.ledger.release(self.reservation, total.hexdigest())
+        return self.account.receipt(self.reservation)
+
+
+def reserved(account: Account, instruction: Instruction, told: frozenset[str]) -> Answer | None:
+    """Sets aside what an answer costs; None if nothing of it depends on patients.
+
+    Args:
+        told: names of the statistics that the site would tell.
+
+    Raises:
+        PolicyError: a limit would be passed; with the arithmetic.
+    """
+    planned = {one.what for one in account.plan.of_round(instruction.round)}
+    wanted = frozenset(({UPDATE} if instruction.fit else set()) | told) & planned
+    if not wanted:
+        return None
+    made = account.reserve(instruction.run, instruction.round, instruction.base, wanted)
+    return Answer(account, made, wanted)
