@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polyclinic.cli import bench, compare, coordinator, data, live_demo, methods, run, simulate, site, study
+from polyclinic.cli import bench, compare, coordinator, data, live_demo, methods, privacy, run, simulate, site, study
 from polyclinic.cli.described import Command
 from polyclinic.core.errors import PolyclinicError
 
@@ -57,6 +57,7 @@ app.command("methods", cls=Command, rich_help_panel="Prepare")(methods.methods)
 app.command("live-demo", cls=Command, rich_help_panel="Live federation")(live_demo.live_demo)
 app.add_typer(study.app, name="study", help="Write, check and explain study files.", rich_help_panel="Prepare")
 app.add_typer(data.app, name="data", help="Check images before anything is trained.", rich_help_panel="Prepare")
+app.add_typer(privacy.app, name="privacy", help="Plan and prove what privacy costs.", rich_help_panel="Prepare")
 app.add_typer(
     coordinator.app, name="coordinator", help="Run a live federation's coordinator.", rich_help_panel="Live federation"
 )

@@ -21,9 +21,8 @@ class Policy(Config):
     """A site's rules.
 
     ``minimum_patients`` is the number of patients under which no figure leaves; ``tell`` lists the kinds of statistics
-    that may leave at all; ``studies`` lists the digests of approved studies ("any" in a simulation). ``epsilon`` is the
-    most that may ever be spent on any patient, over all studies, at ``delta``: with one, nothing leaves without
-    privacy.
+    that may leave at all; ``studies`` lists the digests of approved studies ("any" in a simulation). ``epsilon`` is
+    the most that may ever be spent on any patient, over all studies, at ``delta``; nothing then leaves without privacy.
     """
 
     minimum_patients: int = Field(default=10, ge=1)

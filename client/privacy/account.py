@@ -14,7 +14,6 @@ from polyclinic.client.privacy.people import identities
 from polyclinic.client.privacy.receipts import receipt
 from polyclinic.client.privacy.record import Charge, Question, Reservation
 from polyclinic.core.errors import PolicyError
-from polyclinic.core.privacy.config import Privacy
 from polyclinic.core.privacy.plan import Plan, Release, demand, plan
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.seeds import derive
@@ -86,17 +85,25 @@ def open_account(
     Raises:
         PolicyError: the site is too small for the study, or the whole run cannot fit into a limit.
     """
-    privacy, held = demand(study), list(rows)
-    who = {split: identities(row for row in held if row.split == split) for split in SPLITS}
-    sizes = {split: units(privacy, found) for split, found in who.items()}
-    made = plan(study, sizes, site)
+    who = _who(rows)
+    made = plan(study, _sizes(study, who), site)
     cohorts = {split: ledger.cohort(found) for split, found in who.items() if found}
     return Account(ledger, study, site, made, cohorts, bounds(study, policy, approved))
 
 
-def units(privacy: Privacy, found: dict[str, int]) -> int:
-    """How many units a split has: patients, or images."""
-    return len(found) if privacy.unit == "patient" else sum(found.values())
+def sizes(study: Study, rows: Iterable[Row]) -> dict[str, int]:
+    """Split → how many units of the study's a site has in it: patients, or images."""
+    return _sizes(study, _who(rows))
+
+
+def _who(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
+    held = list(rows)
+    return {split: identities(row for row in held if row.split == split) for split in SPLITS}
+
+
+def _sizes(study: Study, who: dict[str, dict[str, int]]) -> dict[str, int]:
+    by_image = demand(study).unit == "image"
+    return {split: sum(found.values()) if by_image else len(found) for split, found in who.items()}
 
 
 def bounds(study: Study, policy: Policy, approved: float | None = None) -> tuple[Bound, ...]:

@@ -106,20 +106,25 @@ class Chain:
         with self._lock, self._explained():
             return [row[0] for row in self.db.execute("SELECT line FROM entries ORDER BY sequence")]
 
-    def verify(self, known: Sequence[Head]) -> int:
+    def verify(self, known: Sequence[Head | str]) -> int:
         """See ``Ledger.verify``."""
         with self._lock, self._explained():
             (sound,) = self.db.execute("PRAGMA integrity_check(1)").fetchone()
             if sound != "ok":
                 raise PrivacyError(f"the file is damaged: {sound}", where=str(self.folder / FILE), remedy=_RESTORE)
         with self.transaction() as record:
+            if self._key and self._key.public != record.signer:
+                raise PrivacyError("is not signed by this site", where=_place(0), remedy=_RESTORE)
             signer, self._record = record.signer, Record()
             self._catch_up(signer)
         digests = {sequence: json.loads(line)["digest"] for sequence, line in enumerate(self.lines())}
-        for sequence, digest in known:
-            if (sequence, digest) != EMPTY and digests.get(sequence) != digest:
-                problem = "an entry that was known to stand here is gone: an older ledger was put in its place"
-                raise PrivacyError(problem, where=_place(sequence), remedy=_RESTORE)
+        gone = "an entry that was known to stand here is gone: an older ledger was put in its place"
+        for head in known:
+            if isinstance(head, str):
+                if head not in digests.values():
+                    raise PrivacyError(gone, where=f"privacy ledger, {head[:12]}", remedy=_RESTORE)
+            elif head != EMPTY and digests.get(head[0]) != head[1]:
+                raise PrivacyError(gone, where=_place(head[0]), remedy=_RESTORE)
         self._found_salt()
         return len(digests)
 

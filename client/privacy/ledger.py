@@ -141,11 +141,16 @@ class Ledger:
         """Every entry as it stands in the ledger, one line of JSON each; no patient's hash is in them."""
         return self._chain.lines()
 
-    def verify(self, known: Sequence[Head] = ()) -> int:
+    @property
+    def signer(self) -> str:
+        """The key with which entries are signed; "" if they are not."""
+        return self.record().signer
+
+    def verify(self, known: Sequence[Head | str] = ()) -> int:
         """Checks everything again, signatures included; how many entries there are.
 
         Args:
-            known: heads that stood in receipts: the ledger must still hold them.
+            known: heads, or their digests as receipts have them: the ledger must still hold them.
 
         Raises:
             PrivacyError: naming the first bad entry.

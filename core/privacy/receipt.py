@@ -60,7 +60,7 @@ def encode(receipt: Receipt) -> dict[str, Any]:
 def decode(document: Mapping[str, Any]) -> Receipt:
     """Raises UpdateError for whatever is no receipt."""
     fields = dict(document)
-    numbers = {name: fields.get(name) for name in ("delta", "round", "study", "site")}
+    numbers: dict[str, Any] = {name: fields.get(name) for name in ("delta", "round", "study", "site")}
     sound = (
         fields.keys() == Receipt.__dataclass_fields__.keys()
         and all(type(value) in (int, float) and math.isfinite(value) for value in numbers.values())
