@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
 
-from polyclinic.core.statistics.figures import Figure
+from polyclinic.core.statistics.figures import Bin, Figure
 from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, data, tables, words
 from polyclinic.server.report.charts import rounds
@@ -65,7 +66,7 @@ def sections(evidence: Evidence) -> dict[str, Any]:
         "traffic": traffic(loads(evidence)),
         "travelled": tables.travelled(evidence),
         "settings": tables.settings(evidence.study),
-        "calibration_hint": CALIBRATION[evidence.kind == "multiclass"],
+        "calibration_hint": evidence.judged.axes or CALIBRATION[evidence.kind == "multiclass"],
         "level_marks": LEVEL_MARKS,
         "at_once": AT_ONCE,
     }
@@ -142,18 +143,24 @@ def reliability_panels(evidence: Evidence) -> list[Panel]:
     split = evidence.split
     pooled = pick(evidence.pooled.get(split), "ece")
     bins = evidence.pooled_bins.get(split, ())
-    drawn = reliability("all sites", bins, 1.0 if evidence.finished else None)
+    together = sum(site.sizes[split][0] for site in evidence.sites if site.bins.get(split) and split in site.sizes)
+    drawn = reliability("all sites", bins, witnesses(bins, together) if evidence.finished else None)
     first = Panel("All sites together", drawn, error(pooled))
     rows = []
     for site in evidence.sites:
         figure, bins = site.figure("federated", split, "ece"), site.bins.get(split, ())
-        images, patients = site.sizes.get(split, (1, 1))
-        chart = reliability(site.name, bins, patients / max(1, images) if evidence.finished else None)
+        patients = site.sizes.get(split, (1, 1))[1]
+        chart = reliability(site.name, bins, witnesses(bins, patients) if evidence.finished else None)
         leaning = f"; {compare.leaning(bins, evidence.kind)}" if bins and compare.miscalibrated(figure) else ""
         rows.append((figure.value, Panel(site.name, chart, error(figure) + leaning)))
     if len(rows) > AT_ONCE:
         rows.sort(key=lambda row: -1 if row[0] is None else row[0], reverse=True)
     return [first, *(panel for _, panel in rows)]
+
+
+def witnesses(bins: Sequence[Bin], most: int) -> float:
+    """What one answer counts where all together have ``most`` witnesses: an image may have many answers, or none."""
+    return min(1.0, most / max(1, sum(b.size for b in bins)))
 
 
 def error(figure: Figure) -> str:
