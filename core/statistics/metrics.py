@@ -42,6 +42,7 @@ class Judged:
         leading: keys; the first of these that any site has is the figure by which sites are compared.
         figures: (outcome, generator or None) → figures by key; without a generator those of a bootstrap lack intervals.
         reliability: outcome → the bins of its reliability diagram.
+        axes: what that diagram shows across and up, in a sentence; empty for a classification, whose kind says it.
     """
 
     metrics: tuple[Metric, ...]
@@ -49,6 +50,7 @@ class Judged:
     leading: tuple[str, ...]
     figures: Callable[[Any, np.random.Generator | None], dict[str, Figure]]
     reliability: Callable[[Any], tuple[Bin, ...]]
+    axes: str = ""
 
     @property
     def first(self) -> Metric:
@@ -84,6 +86,7 @@ JUDGED: Mapping[str, Judged] = {
         leading=("map50",),
         figures=detection.figures,
         reliability=detection.reliability,
+        axes="Across: the score that the model gives to a box; up: how often such a box hits a true one at IoU 0.5.",
     ),
     Segmented.name: Judged(
         metrics=(

@@ -67,7 +67,7 @@ def sections(evidence: Evidence) -> dict[str, Any]:
         "traffic": traffic(loads(evidence)),
         "travelled": tables.travelled(evidence),
         "settings": tables.settings(evidence.study),
-        "calibration_hint": CALIBRATION[evidence.kind == "multiclass"],
+        "calibration_hint": evidence.judged.axes or CALIBRATION[evidence.kind == "multiclass"],
         "level_marks": LEVEL_MARKS,
         "at_once": AT_ONCE,
     }
@@ -159,9 +159,9 @@ def reliability_panels(evidence: Evidence) -> list[Panel]:
     return [first, *(panel for _, panel in rows)]
 
 
-def witnesses(bins: Sequence[Bin], patients: int) -> float:
-    """Patients for each answer: an image gives one, several (one a label), or one a pixel."""
-    return patients / max(1, sum(b.size for b in bins))
+def witnesses(bins: Sequence[Bin], most: int) -> float:
+    """What one answer counts where all together have ``most`` witnesses: an image may have many answers, or none."""
+    return min(1.0, most / max(1, sum(b.size for b in bins)))
 
 
 def error(figure: Figure) -> str:

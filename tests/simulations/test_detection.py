@@ -103,6 +103,7 @@ def test_the_report_and_the_terminal_show_them(finished: Run) -> None:
         "FROC score",
     ):
         assert name in text
+    assert "the score that the model gives to a box" in text
     said = list(sentences(finished.summary))
     assert said[0].startswith(f"Pooled mAP at IoU 0.5 on test images: {value}")
 

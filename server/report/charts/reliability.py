@@ -21,7 +21,7 @@ def reliability(name: str, bins: Sequence[Bin], witnesses: float | None = 1.0) -
     Args:
         name: of the site.
         bins: those that hold anything.
-        witnesses: patients per image, for intervals count patients; without it (None) there are none.
+        witnesses: patients per answer, for intervals count patients; without it (None) there are none.
     """
     if not bins:
         return Markup("")
