@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from polyclinic.client import approvals
 from polyclinic.client.app import opened
+from polyclinic.client.cache import Cache
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest
 from polyclinic.client.data.quarantine import kept
@@ -129,8 +130,9 @@ class Agent:
         if before is None or (before[0].study.digest, before[2].vault.approved) != (study, approved):
             self._loaded = None  # before the next one takes its memory
             offer = read_offer(self._home, study)
-            bench = Workbench(offer.study)
             settings, data, seed = self._home.settings, offer.study.data, offer.study.study.seed
+            room = settings.data.cache_mb * 2**20
+            bench = Workbench(offer.study, cache=Cache(self._home.cache, room) if room else None)
             every = read_manifest(self._home.manifest, data, bench.task, seed, only=self._name)
             rows, left_out = kept(every, self._home.quarantine)
             if left_out:

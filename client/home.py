@@ -17,7 +17,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field
 
-from polyclinic.client.policy import Kind, Policy
+from polyclinic.client.policy import CACHE_MB, Kind, Policy
 from polyclinic.core import files
 from polyclinic.core.config import Config, parse
 from polyclinic.core.errors import PolicyError, StudyError, TrustError
@@ -42,10 +42,11 @@ class Coordinator(Config):
 
 
 class DataPlace(Config):
-    """Where the images are listed, and those of them that cannot be read."""
+    """Where the images are listed, those that cannot be read, and how much disk what is remembered of them may take."""
 
     manifest: str = Field(min_length=1)
     quarantine: str | None = Field(default=None, min_length=1)
+    cache_mb: int = Field(default=CACHE_MB, ge=0)
 
 
 class Rules(Config):
@@ -109,6 +110,9 @@ key = {quoted(at.key)}
 manifest = {quoted(self.data.manifest)}
 # A CSV of images to leave out, because they cannot be read. See: polyclinic site data check --quarantine quarantine.csv
 {f"quarantine = {quoted(self.data.quarantine)}" if self.data.quarantine else '# quarantine = "quarantine.csv"'}
+# MiB of the folder cache beside this file: what frozen parts of a backbone make of this site's images, so that it is
+# worked out once. It is as confidential as the images, never leaves, and may be deleted at any time. 0: none.
+cache_mb = {self.data.cache_mb}
 
 [policy]
 # No figure over fewer patients than this leaves the site. The trained weights and the numbers of images and patients
@@ -198,6 +202,11 @@ class Home:
     def privacy(self) -> Path:
         """Folder of the site's privacy ledger."""
         return self.private / "privacy"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what is remembered of this site's images, so that it need not be worked out again."""
+        return self.folder / "cache"
 
     @property
     def logs(self) -> Path:

@@ -14,6 +14,9 @@ from polyclinic.core.messages import Instruction
 from polyclinic.core.statistics.monoid import Statistic, Withheld, release
 from polyclinic.core.study import Study
 
+CACHE_MB = 2048
+"""MiB that remembered features take on a disk unless something else is said."""
+
 Kind = Literal["outcome", "features", "kernel", "intensities", "labels"]
 
 

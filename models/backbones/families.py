@@ -89,7 +89,7 @@ FAMILIES = {
         "DINOv3ConvNext",
         ("hidden_sizes", "depths"),
         hierarchical.convnext,
-        lambda s: _coarsest({"patch_size": 4} | dict(s)),
+        lambda settings: _coarsest({"patch_size": 4} | dict(settings)),
     ),
     "swin": Family(
         "Swin",
