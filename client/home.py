@@ -52,7 +52,7 @@ class Rules(Config):
     """See ``polyclinic.client.policy.Policy``; which studies are approved is told by the book."""
 
     minimum_patients: int = Field(default=10, ge=1)
-    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels")
+    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels", "acquisition")
 
     def policy(self, *studies: str) -> Policy:
         """The rules with the digests of approved ``studies``."""
@@ -118,6 +118,7 @@ minimum_patients = {self.policy.minimum_patients}
 #   kernel        the same of random Fourier features, for a test of whether this site's images differ from the others'
 #   intensities   a histogram of grey values
 #   labels        images and patients a class
+#   acquisition   patients by maker, modality, and ranges of kVp, field strength, slice thickness and pixel spacing
 tell = [{kinds}]
 """
 

@@ -13,7 +13,7 @@ from polyclinic.core.errors import PolicyError, StudyError
 from polyclinic.core.messages import Instruction
 from polyclinic.core.statistics.monoid import Statistic, Withheld, release
 
-Kind = Literal["outcome", "features", "kernel", "intensities", "labels"]
+Kind = Literal["outcome", "features", "kernel", "intensities", "labels", "acquisition"]
 
 
 class Policy(Config):
@@ -24,7 +24,7 @@ class Policy(Config):
     """
 
     minimum_patients: int = Field(default=10, ge=1)
-    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels")
+    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels", "acquisition")
     studies: Literal["any"] | tuple[str, ...] = "any"
 
     def demand(self, instruction: Instruction, study_digest: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyclinic.client.data.decoder import Taken
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.pictures import pictures
@@ -28,11 +29,13 @@ class Images:
         pixels: uint8 [N, C, S, S]; C is 1 if all pictures are grey (the model repeats it), else 3.
         targets: [N, …] as the task has them: for classification int64 [N], or [N, classes] of 0 and 1.
         patients: whose image each is.
+        taken: how each was taken, as far as its file says: see ``readers.acquisition``; () if nobody asked.
     """
 
     pixels: Pixels
     targets: np.ndarray
     patients: tuple[str, ...]
+    taken: tuple[Taken, ...] = ()
 
     def __len__(self) -> int:
         return len(self.patients)
@@ -69,7 +72,9 @@ class SiteData:
         if split not in self._decoded:
             rows = [row for row in self.rows if row.split == split]
             found = targets(rows, self.data, self.task)
-            self._decoded[split] = Images(_stacked(rows, self.data), found, tuple(row.patient for row in rows))
+            taken: list[Taken] = []
+            pixels = _stacked(rows, self.data, taken.append)
+            self._decoded[split] = Images(pixels, found, tuple(row.patient for row in rows), tuple(taken))
         return self._decoded[split]
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -78,10 +83,10 @@ class SiteData:
         return {split: (len(patients), len(set(patients))) for split, patients in held.items()}
 
 
-def _stacked(rows: Sequence[Row], data: Data) -> Pixels:
+def _stacked(rows: Sequence[Row], data: Data, tell: Callable[[Taken], None]) -> Pixels:
     """uint8 [N, C, S, S]: one channel until the first picture in colour turns up."""
     pixels = np.empty((len(rows), 1, data.image_size, data.image_size), dtype=np.uint8)
-    with pictures(data) as read:
+    with pictures(data, tell) as read:
         for i, row in enumerate(rows):
             try:
                 picture = read(row.path)

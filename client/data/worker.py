@@ -113,8 +113,10 @@ def _done(request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], Any]
     data = Data.model_validate(request["data"])
     if request["job"] == "examine":
         return {"examined": asdict(reading.explained(lambda: examine(path, data, other, limits.values), path))}, b""
-    pixels = reading.explained(lambda: flattened(reading.read(path, limits.values), data), path)
-    return {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes()
+    volume = reading.read(path, limits.values)
+    pixels = reading.explained(lambda: flattened(volume, data), path)
+    taken = dict(volume.facts.acquisition)
+    return {"dtype": pixels.dtype.str, "shape": pixels.shape, "acquisition": taken}, pixels.tobytes()
 
 
 def encoded(volume: Any) -> tuple[dict[str, Any], Any]:

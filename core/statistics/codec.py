@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyclinic.core.errors import UpdateError
+from polyclinic.core.statistics.acquisition import Acquisition
 from polyclinic.core.statistics.contents import Intensities, Labels
 from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
 from polyclinic.core.statistics.monoid import Json, Statistic, Sums, Withheld
 from polyclinic.core.statistics.outcome import Outcome
 
-KINDS: Mapping[str, type[Sums]] = {cls.name: cls for cls in (Outcome, FeatureMoments, KernelMeans, Intensities, Labels)}
+KINDS: Mapping[str, type[Sums]] = {
+    cls.name: cls for cls in (Outcome, FeatureMoments, KernelMeans, Intensities, Labels, Acquisition)
+}
 UNPACKED_LIMIT = 8 * 2**20
 """Bytes of a packed statistic after decompression."""
 

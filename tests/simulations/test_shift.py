@@ -46,7 +46,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     manifest: Path = write_centres(tmp_path_factory.mktemp("centres"), CENTRES, seed=5)
     _, cohort = gather(study, manifest, Options().policy)
     backbone, cpu = plain(study).backbone, torch.device("cpu")
-    return {name: describe(backbone, site.data.images("train"), study, cpu) for name, site in cohort.items()}
+    return {
+        name: describe(backbone, site.data.task, site.data.images("train"), study, cpu) for name, site in cohort.items()
+    }
 
 
 def against_alike(told: dict[str, dict[str, Any]], site: str, kind: str) -> tuple[Any, Any]:

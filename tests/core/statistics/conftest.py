@@ -10,7 +10,15 @@ import pytest
 
 from polyclinic.core.statistics.monoid import Sums
 from polyclinic.core.statistics.outcome import Kind, tally
-from polyclinic.core.statistics.shift import FeatureMoments, Intensities, KernelMeans, Labels, projection, standardise
+from polyclinic.core.statistics.shift import (
+    Acquisition,
+    FeatureMoments,
+    Intensities,
+    KernelMeans,
+    Labels,
+    projection,
+    standardise,
+)
 
 KINDS: tuple[Kind, ...] = ("binary", "multiclass", "multilabel")
 
@@ -65,6 +73,11 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         targets = np.random.default_rng(seed).integers(0, classes, (n, *shape))
         return Labels.of(targets, [i // 2 for i in range(n)], "abc")
 
+    def acquisition(n: int, seed: int) -> Acquisition:
+        rng = np.random.default_rng(seed)
+        makers, volts = rng.choice(["GE", "Philips", ""], n), rng.choice([80, 100, 120], n)
+        return Acquisition.of([{"maker": m, "kVp": f"{kv}"} for m, kv in zip(makers, volts, strict=True)], range(n))
+
     made: dict[str, Callable[[int, int], Sums]] = {
         kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore[misc]
         for kind in KINDS
@@ -75,4 +88,5 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         "intensities": intensities,
         "labels": labels,
         "multilabels": lambda n, seed: labels(n, seed, 3),
+        "acquisition": acquisition,
     }
