@@ -51,7 +51,8 @@ def outcome(model: nn.Module, task: Task, images: Images, study: Study, device: 
 def describe(
     backbone: nn.Module, task: Task, images: Images, study: Study, device: torch.device
 ) -> dict[Kind, Statistic]:
-    """How ``images`` are spread: features of the frozen ``backbone`` (one picture a patient), intensities, labels."""
+    """How ``images`` are spread: features of the frozen ``backbone`` (one picture a patient), intensities, labels,
+    and how they were taken."""
     first = np.unique(np.asarray(images.patients), return_index=True)[1]
     one_each = Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))
     features = shift.standardise(predict(backbone, one_each, study, device).astype(np.float64))
@@ -64,4 +65,5 @@ def describe(
         "kernel": shift.KernelMeans.of(projected, monitoring.kernel_features, shift.SHIFT_SEED),
         "intensities": shift.Intensities.of(images.pixels, images.patients),
         "labels": shift.Labels.of(task.presence(images.targets), images.patients, task.classes),
+        "acquisition": shift.Acquisition.of(images.taken or [{}] * len(images), images.patients),
     }

@@ -53,7 +53,7 @@ class Rules(Config):
     """See ``polyclinic.client.policy.Policy``; which studies are approved is told by the book."""
 
     minimum_patients: int = Field(default=10, ge=1)
-    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels")
+    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels", "acquisition")
     epsilon: float | None = Field(default=None, gt=0.0)
     delta: float = Field(default=1e-5, gt=0.0, lt=1.0)
 
@@ -124,6 +124,7 @@ minimum_patients = {self.policy.minimum_patients}
 #   kernel        the same of random Fourier features, for a test of whether this site's images differ from the others'
 #   intensities   a histogram of grey values
 #   labels        images and patients a class
+#   acquisition   patients by maker, modality, and ranges of kVp, field strength, slice thickness and pixel spacing
 tell = [{kinds}]
 # The most that may ever be spent on any patient, over all studies (epsilon, by patient, add or remove one), at delta.
 # With a limit, no study takes part that has no privacy. See: polyclinic privacy show

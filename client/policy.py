@@ -17,7 +17,7 @@ from polyclinic.core.study import Study
 CACHE_MB = 2048
 """MiB that remembered features take on a disk unless something else is said."""
 
-Kind = Literal["outcome", "features", "kernel", "intensities", "labels"]
+Kind = Literal["outcome", "features", "kernel", "intensities", "labels", "acquisition"]
 
 
 class Policy(Config):
@@ -29,7 +29,7 @@ class Policy(Config):
     """
 
     minimum_patients: int = Field(default=10, ge=1)
-    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels")
+    tell: tuple[Kind, ...] = ("outcome", "features", "kernel", "intensities", "labels", "acquisition")
     studies: Literal["any"] | tuple[str, ...] = "any"
     epsilon: float | None = Field(default=None, gt=0.0)
     delta: float = Field(default=1e-5, gt=0.0, lt=1.0)

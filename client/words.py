@@ -15,6 +15,7 @@ from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer
 from polyclinic.core.envelope import REFUSAL_LIMIT
 from polyclinic.core.explain import beside, course, heads, privacy, staying
+from polyclinic.core.statistics.acquisition import VALUES, Acquisition
 from polyclinic.core.statistics.contents import BINS, Intensities, Labels
 from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
@@ -138,6 +139,9 @@ def statistics(study: Study) -> list[Told]:
         Told("describe/intensities", "intensities", once, f"a histogram of grey values in {BINS} bins",
              _count(intensities)),
         Told("describe/labels", "labels", once, f"images and patients in each of {k} classes", _count(labels)),
+        Told("describe/acquisition", "acquisition", once, f"patients by {', '.join(VALUES)} of their first image, each "
+             "one of a closed list or a range of numbers, values that too few share counted as withheld",
+             _count(Acquisition.of((), ()))),
     ]  # fmt: skip
 
 

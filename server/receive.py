@@ -23,7 +23,7 @@ LATE = "no reply before the deadline"
 SITE_LIMIT = 2**20
 """Images behind one site's statistic: sums over 2^14 sites stay within what a statistic may count."""
 
-TOLD = ("describe/features", "describe/kernel", "describe/intensities", "describe/labels")
+TOLD = tuple(f"describe/{kind}" for kind in ("features", "kernel", "intensities", "labels", "acquisition"))
 """Statistics of a site's data, kept over rounds."""
 
 KNOWN = {name: name.removeprefix("describe/") for name in TOLD} | dict.fromkeys(

@@ -14,7 +14,7 @@ from polyclinic.core import seeds
 from polyclinic.core.errors import DivergedError, QuorumError, RunError, UpdateError
 from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, encode_instruction
-from polyclinic.core.statistics.shift import SHIFT_SEED, FeatureMoments, Intensities, KernelMeans, Labels
+from polyclinic.core.statistics.shift import SHIFT_SEED, Acquisition, FeatureMoments, Intensities, KernelMeans, Labels
 from polyclinic.core.study import Study
 from polyclinic.core.update import Manifest, Tensors, Update, digest
 from polyclinic.core.version import VERSION
@@ -180,6 +180,7 @@ def blanks(study: Study) -> dict[str, Any]:
         "kernel": KernelMeans.of(rows, monitoring.kernel_features, SHIFT_SEED),
         "intensities": Intensities.of(np.zeros((0, 1, 1), np.uint8), ()),
         "labels": Labels.of(labels, (), task.classes),
+        "acquisition": Acquisition.of((), ()),
     }
     return {name: empty[kind] for name, kind in KNOWN.items()}
 

@@ -20,6 +20,7 @@ FIELDS = {
     "kernel": ("mmd2", "p_value"),
     "intensities": ("intensity_psi",),
     "labels": ("prevalence",),
+    "acquisition": ("acquisition_js", "acquisition_field"),
 }
 MAP_LIMIT = 100
 """Sites up to which all pairs are compared for the map: the work grows with their square."""
@@ -32,7 +33,7 @@ def renewed(journal: Journal, new: Iterable[Told]) -> dict[str, Json] | None:
 
 
 def table(journal: Journal, new: Sequence[Told] = ()) -> dict[str, Json]:
-    """Site → frechet, mmd2, p_value, intensity_psi, prevalence of that site against all the others together.
+    """Site → what is under ``FIELDS``, of that site against all the others together.
 
     ``new`` is what was told and is not yet in the journal.
     """
@@ -63,6 +64,9 @@ def compared(name: str, one: Any, total: Any) -> Json:
     if name == "kernel":
         mmd2, p_value = shift.mmd2(one, others)
         return {"mmd2": mmd2, "p_value": p_value}
+    if name == "acquisition":
+        distance, field = shift.difference(one, others)
+        return {"acquisition_js": distance, "acquisition_field": field or None}
     return {"intensity_psi": shift.psi(one, others)}
 
 

@@ -66,7 +66,8 @@ def leaving(study: Study, size: int) -> list[str]:
         f"{task(study).told(bins=monitoring.bins, score_bins=monitoring.score_bins)}.",
         f"{once}, how the training data are spread: mean and covariance of {monitoring.feature_dims} projections "
         f"of frozen features and of {monitoring.kernel_features} random Fourier features (one image a patient), a "
-        "histogram of intensities, counts of labels.",
+        "histogram of intensities, counts of labels, counts of patients by how their images were taken "
+        "(maker, modality, ranges of numbers; no date, name, identifier or free text).",
         "How the model did and how the data are spread: only where they tell of as many patients as the site's "
         "policy says (10, unless the site says otherwise). Weights and counts leave in any case.",
     ]

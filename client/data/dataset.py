@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polyclinic.client.data.decoder import Taken
 from polyclinic.client.data.images import Pixels
 from polyclinic.client.data.manifest import Row
 from polyclinic.client.data.pictures import pictures
@@ -30,12 +31,14 @@ class Images:
             segmentation uint8 [N, (D,) S, S].
         patients: whose image each is.
         known: mm between neighbouring pixels, [N, 2 or 3] along (D,) H, W, nan where unknown; None if nobody asked.
+        taken: how each was taken, as far as its file says: see ``readers.acquisition``; () if nobody asked.
     """
 
     pixels: Pixels
     targets: np.ndarray
     patients: tuple[str, ...]
     known: np.ndarray | None = None
+    taken: tuple[Taken, ...] = ()
 
     @property
     def spacing(self) -> np.ndarray:
@@ -77,8 +80,9 @@ class SiteData:
         if split not in self._decoded:
             rows = [row for row in self.rows if row.split == split]
             found, spacing = targets(rows, self.data, self.task)
-            patients = tuple(row.patient for row in rows)
-            self._decoded[split] = Images(_stacked(rows, self.data), found, patients, spacing)
+            taken: list[Taken] = []
+            pixels, patients = _stacked(rows, self.data, taken.append), tuple(row.patient for row in rows)
+            self._decoded[split] = Images(pixels, found, patients, spacing, tuple(taken))
         return self._decoded[split]
 
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -87,11 +91,11 @@ class SiteData:
         return {split: (len(patients), len(set(patients))) for split, patients in held.items()}
 
 
-def _stacked(rows: Sequence[Row], data: Data) -> Pixels:
+def _stacked(rows: Sequence[Row], data: Data, tell: Callable[[Taken], None]) -> Pixels:
     """uint8 [N, C, (D,) S, S]: one channel until the first picture in colour turns up."""
     size = (*([] if data.depth is None else [data.depth]), data.image_size, data.image_size)
     pixels = np.empty((len(rows), 1, *size), dtype=np.uint8)
-    with pictures(data) as read:
+    with pictures(data, tell) as read:
         for i, row in enumerate(rows):
             try:
                 picture = read(row.path)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ _HEAD = 1 << 20
 _KINDS = ("|u1", "|i1", "<u2", "<i2", "<i4", "<f4")
 _START = 120.0
 _EXAMINED, _FACTS = TypeAdapter(Examined), TypeAdapter(Facts)
+Taken = Mapping[str, str]
+_TAKEN: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str])
 _SPACING: TypeAdapter[tuple[float, float, float] | None] = TypeAdapter(tuple[float, float, float] | None)
 
 
@@ -66,10 +69,19 @@ class Decoder:
         request = {"job": "mask", "path": str(path), "other": str(reference) if reference else None}
         return _volume(*self._ask(request), path)
 
-    def picture(self, path: Path, data: Data) -> Pixels:
-        """uint8 [C, S, S], as ``flatten.flattened`` makes it; errors as for ``volume``."""
+    def picture(self, path: Path, data: Data, tell: Callable[[Taken], None] = lambda taken: None) -> Pixels:
+        """uint8 [C, S, S], as ``flatten.flattened`` makes it; errors as for ``volume``.
+
+        ``tell`` is given what the file says of how it was taken: see ``volume.Facts``.
+        """
         head, body = self._ask({"job": "picture", "path": str(path), "data": data.model_dump(mode="json")})
-        return _array(head, body, path)
+        try:
+            taken = _TAKEN.validate_python(head.get("acquisition"))
+        except ValidationError as failure:
+            raise _babble(path) from failure
+        pixels = _array(head, body, path)
+        tell(taken)
+        return pixels
 
     def laid(self, path: Path, mask: Path, data: Data) -> tuple[Array, tuple[float, ...]]:
         """A picture's mask as the model is to paint it, and mm between neighbours: see ``masked.laid``."""

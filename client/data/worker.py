@@ -118,8 +118,10 @@ def _done(request: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], Any]
         assert other is not None
         numbers, spacing = laid(path, other, data, limits.values)
         return {"dtype": numbers.dtype.str, "shape": numbers.shape, "spacing": spacing}, numbers.tobytes()
-    pixels = reading.explained(lambda: flattened(reading.read(path, limits.values), data), path)
-    return {"dtype": pixels.dtype.str, "shape": pixels.shape}, pixels.tobytes()
+    volume = reading.read(path, limits.values)
+    pixels = reading.explained(lambda: flattened(volume, data), path)
+    taken = dict(volume.facts.acquisition)
+    return {"dtype": pixels.dtype.str, "shape": pixels.shape, "acquisition": taken}, pixels.tobytes()
 
 
 def encoded(volume: Any) -> tuple[dict[str, Any], Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyclinic.core.errors import UpdateError
+from polyclinic.core.statistics.acquisition import Acquisition
 from polyclinic.core.statistics.contents import Intensities, Labels
 from polyclinic.core.statistics.detected import Detected
 from polyclinic.core.statistics.features import FeatureMoments
@@ -17,7 +18,8 @@ from polyclinic.core.statistics.outcome import Outcome
 from polyclinic.core.statistics.segmented import Segmented
 
 KINDS: Mapping[str, type[Sums]] = {
-    cls.name: cls for cls in (Outcome, Segmented, Detected, FeatureMoments, KernelMeans, Intensities, Labels)
+    cls.name: cls
+    for cls in (Outcome, Segmented, Detected, FeatureMoments, KernelMeans, Intensities, Labels, Acquisition)
 }
 UNPACKED_LIMIT = 8 * 2**20
 """Bytes of a packed statistic after decompression."""

@@ -38,6 +38,10 @@ class Statistic(Protocol):
 
     def __add__(self, other: Self, /) -> Self: ...
 
+    def released(self, minimum_patients: int) -> Self:
+        """The same without cells of so few patients that they may not leave."""
+        ...
+
     def fields(self) -> dict[str, Json]:
         """Everything that travels: plain integers, nested lists of them, and words that name the configuration."""
         ...
@@ -57,9 +61,9 @@ class Withheld:
 
 
 def release(statistic: Statistic, minimum_patients: int) -> Statistic | Withheld:
-    """The statistic, or only word of it where it stands for fewer than ``minimum_patients`` (or for nobody)."""
+    """What may leave of a statistic, or only word of it where it stands for fewer patients (or for nobody)."""
     enough = statistic.patients >= max(1, minimum_patients)
-    return statistic if enough else Withheld(statistic.name, minimum_patients)
+    return statistic.released(minimum_patients) if enough else Withheld(statistic.name, minimum_patients)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +97,10 @@ class Sums:
 
     def __hash__(self) -> int:
         return hash(str(self.fields()))
+
+    def released(self, minimum_patients: int) -> Self:
+        """The statistic as it is: its cells are no groups of patients that share what is told of them."""
+        return self
 
     def fields(self) -> dict[str, Json]:
         """Everything that travels, by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyclinic.core.statistics.acquisition import Acquisition, difference
 from polyclinic.core.statistics.contents import Intensities, Labels, label_shift, prevalence, psi
 from polyclinic.core.statistics.features import FeatureMoments, frechet, projection, standardise
 from polyclinic.core.statistics.kernel import KernelMeans, discrepancy, mmd2
@@ -13,11 +14,13 @@ SHIFT_SEED = 20
 
 __all__ = [
     "SHIFT_SEED",
+    "Acquisition",
     "FeatureMoments",
     "Intensities",
     "KernelMeans",
     "Labels",
     "classical_mds",
+    "difference",
     "discrepancy",
     "frechet",
     "label_shift",

@@ -33,6 +33,8 @@ class Shift:
     mmd2: float | None = None
     p_value: float | None = None
     psi: float | None = None
+    taken: float | None = None
+    taken_field: str = ""
     prevalence: tuple[float | None, ...] = ()
     why: str = ""
 
@@ -178,6 +180,8 @@ def shift(row: Json) -> Shift:
         mmd2=row.get("mmd2"),
         p_value=row.get("p_value"),
         psi=row.get("intensity_psi"),
+        taken=row.get("acquisition_js"),
+        taken_field=str(row.get("acquisition_field") or ""),
         prevalence=prevalence,
         why=str(row.get("why", "")),
     )

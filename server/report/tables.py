@@ -130,6 +130,7 @@ def shifts(evidence: Evidence) -> Table:
     """Every statistic of shift; p-values also after Holm's correction."""
     tested = {s.name: s.shift.p_value for s in evidence.sites if s.shift.p_value is not None}
     adjusted = compare.holm(tested)
+    acquired = any(s.shift.taken is not None for s in evidence.sites)  # PNG and the like say nothing of it
     rows = [
         (
             name(s.name, s.shift.why),
@@ -138,11 +139,13 @@ def shifts(evidence: Evidence) -> Table:
             chance(s.shift.p_value),
             chance(adjusted.get(s.name)),
             plain(s.shift.psi, compare.stability(s.shift.psi) if s.shift.psi is not None else ""),
+            *([plain(s.shift.taken, s.shift.taken_field)] if acquired else ()),
             classes(evidence, s),
         )
         for s in evidence.sites
     ]
-    head = ("Site", "Fréchet²", "MMD²", "p", "p, Holm", "Brightness PSI", "Patients with class")
+    devices = ("How taken, JS",) if acquired else ()
+    head = ("Site", "Fréchet²", "MMD²", "p", "p, Holm", "Brightness PSI", *devices, "Patients with class")
     return Table("Each site's training images against all others' together", head, tuple(rows))
 
 

@@ -71,7 +71,7 @@ def test_every_key_is_explained() -> None:
         ('name = "north"', 'name = "../x"', "name"),
         ('name = "north"', "", "'name' is missing"),
         ("minimum_patients = 10", "minimum_patients = 0", "minimum_patients"),
-        ('"labels"]', '"everything"]', "tell"),
+        ('"acquisition"]', '"everything"]', "tell"),
         ('# proxy = "http:', 'proxy = "ftp:', "proxy"),
         ("[data]", "[data", "cannot be read"),
     ],

@@ -28,7 +28,7 @@ from polyclinic.core.version import VERSION
 from polyclinic.models.adaptations.parameter import lora_layers
 from polyclinic.models.network import build, plain, task
 
-DESCRIBED = {f"describe/{kind}" for kind in ("features", "kernel", "intensities", "labels")}
+DESCRIBED = {f"describe/{kind}" for kind in ("features", "kernel", "intensities", "labels", "acquisition")}
 
 
 @pytest.fixture(scope="module")

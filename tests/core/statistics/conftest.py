@@ -12,7 +12,15 @@ from polyclinic.core.statistics.detected import tally as tally_boxes
 from polyclinic.core.statistics.monoid import Sums
 from polyclinic.core.statistics.outcome import Kind, tally
 from polyclinic.core.statistics.segmented import Segmented
-from polyclinic.core.statistics.shift import FeatureMoments, Intensities, KernelMeans, Labels, projection, standardise
+from polyclinic.core.statistics.shift import (
+    Acquisition,
+    FeatureMoments,
+    Intensities,
+    KernelMeans,
+    Labels,
+    projection,
+    standardise,
+)
 from polyclinic.models.tasks.segmentation import Segmentation
 
 KINDS: tuple[Kind, ...] = ("binary", "multiclass", "multilabel")
@@ -85,6 +93,11 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         found = task.examine(logits, truth, bins=5, spacing=np.ones((n, 2)))
         return task.tally(found, [f"{seed}-{i // 2}" for i in range(n)], bins=5, score_bins=16)
 
+    def acquisition(n: int, seed: int) -> Acquisition:
+        rng = np.random.default_rng(seed)
+        makers, volts = rng.choice(["GE", "Philips", ""], n), rng.choice([80, 100, 120], n)
+        return Acquisition.of([{"maker": m, "kVp": f"{kv}"} for m, kv in zip(makers, volts, strict=True)], range(n))
+
     made: dict[str, Callable[[int, int], Sums]] = {
         kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore[misc]
         for kind in KINDS
@@ -97,4 +110,5 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         "labels": labels,
         "segmented": segmented,
         "multilabels": lambda n, seed: labels(n, seed, 3),
+        "acquisition": acquisition,
     }

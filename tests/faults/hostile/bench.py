@@ -68,6 +68,7 @@ def statistics(site: str, asked: Instruction, patients: int = 24) -> dict[str, A
         told["describe/kernel"] = shift.KernelMeans.of(rows, study.monitoring.kernel_features, SEED)
         told["describe/intensities"] = shift.Intensities.of(pixels, names)
         told["describe/labels"] = shift.Labels.of(truth, names, ("0", "1"))
+        told["describe/acquisition"] = shift.Acquisition.of([{"maker": "GE", "kVp": "120"}] * patients, names)
     return told
 
 
