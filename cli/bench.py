@@ -58,6 +58,20 @@ def memory(sites: Sites = 8, patients: Patients = 60, repeats: Repeats = 3, json
 
 
 @app.command()
+def methods(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Methods; all that are installed, if none is named.")
+    ] = None,
+    repeats: Repeats = 5,
+    json: Json = False,
+) -> None:
+    """A training step of each method of adaptation ÷ one of plain LoRA, in turn in one run; predictions likewise."""
+    from polyclinic.simulations.bench import methods as bench
+
+    _say(bench.against_lora(repeats, names or ()), json)
+
+
+@app.command()
 def live(
     patients: Patients = 30,
     rounds: Annotated[int, typer.Option(min=2, help="Rounds of each run; the first is not counted.")] = 6,
@@ -113,6 +127,7 @@ def cache(
 def _say(figures: Iterable[Measured], json: bool) -> None:
     for figure in figures:
         if not json:
-            verdict = "reached" if figure.reached else "missed"
-            typer.echo(f"{figure.name}: {figure.value:g} {figure.unit}, goal {figure.goal}: {verdict} {figure.detail}")
+            verdict = f", goal {figure.goal}: {'reached' if figure.reached else 'missed'}"
+            verdict = "" if figure.goal == "none" else verdict
+            typer.echo(f"{figure.name}: {figure.value:g} {figure.unit}{verdict} {figure.detail}")
         typer.echo(figure.line())

@@ -171,7 +171,7 @@ class Volumes(nn.Module):
             deep.weight.copy_(projection.weight[:, :, None] / depth_patch)
             deep.bias.copy_(projection.bias)
         self.patch_embeddings.projection = deep.requires_grad_(False)
-        self.depth_positions = nn.Parameter(torch.zeros(1, depths, 1, projection.out_channels))
+        self.depth_positions = nn.Parameter(torch.zeros(1, depths, 1, projection.out_channels), requires_grad=False)
 
     def forward(self, pixel_values: Tensor, **unused: Any) -> Tensor:
         """Tokens; nothing is masked."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from polyclinic.core.study import Data
 from polyclinic.models.chain import chain
 from polyclinic.models.contracts import Adaptation, Batch, Memory, PeftForm, Trained, Views
 from polyclinic.models.tasks.classification import Classification
@@ -23,6 +24,7 @@ def part(letter: str) -> Adaptation:
     return Adaptation(
         families=frozenset({letter}),
         fit_in=fit_in,
+        recast=lambda encoder, data: (encoder, letter),  # type: ignore[arg-type, return-value]
         travels=lambda name: letter in name,
         receive=lambda model, extra: frozenset(name for name in extra if letter in name),
         chosen=lambda model: frozenset({f"{letter}!"}),
@@ -65,13 +67,14 @@ def effect(adaptation: Adaptation) -> tuple[object, ...]:
         None if adaptation.select is None else adaptation.select(start, generator).tolist(),
         None if adaptation.weigh is None else adaptation.weigh(start).tolist(),
         {name: float(value) for name, value in kept.items()},
+        adaptation.recast((), Data()),  # type: ignore[arg-type]
     )
 
 
 def test_the_empty_chain_is_the_identity() -> None:
     empty = chain()
     nothing = ([], {}, [False] * 4, [], 2.0, [1.0, 1.0], [], [], [False] * 4)
-    assert effect(empty) == (*nothing, [0.0], [False] * 3, [], None, None, {})
+    assert effect(empty) == (*nothing, [0.0], [False] * 3, [], None, None, {}, ())
     a = part("a")
     assert effect(chain(a)) == effect(a) == effect(chain(empty, a)) == effect(chain(a, empty))
 
@@ -82,6 +85,7 @@ def test_grouping_changes_nothing_and_order_does() -> None:
     assert flat == effect(chain(chain(a, b), c)) == effect(chain(a, chain(b, c)))
     assert flat[0] == ["a", "b", "c"]
     assert flat[2:4] == ([True, True, True, False], ["a.x", "b.x"])
+    assert flat[-1] == ((((), "a"), "b"), "c")
     assert flat[4] == 2 * (2 * (2 * 2.0 + ord("a")) + ord("b")) + ord("c")  # the first is the innermost
     swapped = effect(chain(b, a, c))
     assert swapped[0] == flat[0]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from polyclinic.core import runs
+from polyclinic.core.update import digest
+from polyclinic.models.network import Adapted, build
 from polyclinic.server.journal import Journal
-from polyclinic.simulations.bench import bare, server
+from polyclinic.simulations.bench import bare, methods, server
 from polyclinic.simulations.bench.figure import at_most, federation, study, work
 from polyclinic.simulations.simulate import Options, simulate
 
@@ -29,6 +33,25 @@ def test_the_server_takes_every_echo(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path)
     assert [(len(record["sites"]), record["excluded"]) for record in journal.rounds()] == [(3, {}), (3, {})]
     journal.close()
+
+
+def test_methods_are_measured_by_steps_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("vpt", "inflate", "augment"):
+        found = methods.study(name)
+        assert found is not None
+        assert [method.method for method in found.adaptation] == ([] if name == "vpt" else ["lora"]) + [name]
+        assert (found.data.depth is None) == (name != "inflate")
+    built: list[Adapted] = []
+    monkeypatch.setattr(methods, "build", lambda study: built.append(build(study)) or built[-1])
+    found = methods.study("probe")
+    assert found is not None
+    step, _ = methods.work(found)
+    before = digest(built[0].read())
+    step()
+    assert digest(built[0].read()) != before
+    (figure,) = methods.against_lora(1, ["probe"])
+    assert (figure.name, figure.goal) == ("probe: a step", "none")
+    assert figure.detail["step_ms"] > 0  # type: ignore[operator]
 
 
 def test_a_figure_is_the_ratio_of_medians_and_says_what_it_was_measured_on() -> None:
