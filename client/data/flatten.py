@@ -71,9 +71,9 @@ def turned(held: Volume, image: Volume, data: Data) -> Volume:
 def deep(volume: Volume, data: Data) -> Pixels:
     """uint8 [C, D, S, S] of a whole volume, D = ``data.depth``; of several times the middle one.
 
-    W leads to the patient's left, H to the back, D to the head, whichever way it was taken; one that does not know where
-    it lies stays as it is. Each slice is brought to its square as a picture is, then the slices to ``data.depth`` in the
-    same way (bilinear with antialiasing, over all of their extent).
+    W leads to the patient's left, H to the back, D to the head, whichever way it was taken; one that does not know
+    where it lies stays as it is. Each slice is brought to its square as a picture is, then the slices to ``data.depth``
+    in the same way (bilinear with antialiasing, over all of their extent).
 
     Raises:
         DataError: it is one slice.

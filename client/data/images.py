@@ -209,7 +209,7 @@ def placed(size: tuple[int, int], side: int, fit: str) -> Placed:
 
 
 def fitted_mask(mask: NDArray[Any], side: int, fit: str) -> NDArray[Any]:
-    """A mask [..., H, W] brought to [..., side, side] as ``fitted`` brings its picture: nearest pixels, -1 around it."""
+    """A mask [..., H, W] as [..., side, side] placed as ``fitted`` places its picture: nearest pixels, around it -1."""
     at = placed((mask.shape[-1], mask.shape[-2]), side, fit)
     left, top, width, height = at.taken
     columns, rows = nearest(width, at.inner[0]) + left, nearest(height, at.inner[1]) + top
