@@ -176,7 +176,7 @@ def tally(
     volume, excess = (hit + missed) * size, (extra - missed) * size
     index: dict[Hashable, int] = {}
     codes = np.array([index.setdefault(patient, len(index)) for patient in patients], dtype=np.int64)
-    moments = {}
+    moments: dict[str, Longs] = {}
     for name, cap in (("dice", 1.0), ("surface", 1.0), ("hd95", REACH)):
         values = np.where(true, np.minimum(np.where(true, rows[name], 0.0), cap), 0.0)
         moments |= {name: _sums(values), f"{name}_squared": _sums(values**2)}

@@ -51,7 +51,7 @@ class Augment(Method):
         )
 
     def _batch(self, model: nn.Module, task: Task, views: Views, generator: torch.Generator) -> Views:
-        pixels = views.pixels
+        pixels = views.pixels.flatten(1, -3)  # of a volume, every slice moves alike
         draws = 2.0 * torch.rand((8, len(pixels)), generator=generator) - 1.0
         draws = draws.to(pixels.device)
         inverse = self._affine(draws)
@@ -61,7 +61,7 @@ class Augment(Method):
         bias = (self.brightness * draws[7]).view(-1, 1, 1, 1)
         middle = moved.mean(dim=(1, 2, 3), keepdim=True)
         seen = ((moved - middle) * gain + middle + bias).clamp(0.0, 1.0)
-        return Views(seen, task.moved(views.target, inverse))
+        return Views(seen.view_as(views.pixels), task.moved(views.target, inverse))
 
     def _affine(self, draws: Tensor) -> Tensor:
         """Inverse maps [N, 2, 3] from the output's coordinates to the input's, both in [-1, 1]."""

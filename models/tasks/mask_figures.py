@@ -1,4 +1,4 @@
-"""What a segmentation is worth, case by case: overlap and distances through MONAI, volumes and calibration by counting."""
+"""What a segmentation is worth, case by case: overlap and distances through MONAI, the rest by counting."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Floats = np.ndarray
 
 
 def compared(output: np.ndarray, target: np.ndarray, spacing: np.ndarray, *, bins: int, tolerance: float) -> Findings:
-    """Rows of ``core.statistics.segmented.tally`` for logits [N, K + 1, (D,) H, W] against classes uint8 [N, (D,) H, W].
+    """Rows of ``core.statistics.segmented.tally``: logits [N, K + 1, (D,) H, W] against classes uint8 [N, (D,) H, W].
 
     What is predicted is the likeliest class. Ignored pixels are background in both. A class that is in truth and was
     not predicted has Dice 0, surface Dice 0 and the picture's diagonal as its Hausdorff distance; one that is not in
@@ -67,12 +67,13 @@ def _surfaces(a: np.ndarray, b: np.ndarray, spacing: Sequence[float], tolerance:
 
 def _probabilities(output: Floats, target: np.ndarray, counted: np.ndarray, bins: int) -> dict[str, np.ndarray]:
     """Mean loss of a case's pixels, and its reliability bins of the probability of any class."""
-    shifted = output - output.max(axis=1, keepdims=True)
-    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # losses that are no numbers are refused by name when they are summed
+        shifted = output - output.max(axis=1, keepdims=True)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     right = np.take_along_axis(log_p, np.where(counted, target, 0)[:, None].astype(np.int64), axis=1)[:, 0]
-    each = tuple(range(1, target.ndim))
-    nll = np.where(counted, -right, 0.0).sum(axis=each) / np.maximum(1, counted.sum(axis=each))
-    probability = np.exp(log_p[:, 1:]).sum(axis=1).clip(0.0, 1.0)
+    places = tuple(range(1, target.ndim))
+    nll = np.where(counted, -right, 0.0).sum(axis=places) / np.maximum(1, counted.sum(axis=places))
+    probability = np.nan_to_num(np.exp(log_p[:, 1:]).sum(axis=1).clip(0.0, 1.0))
     where = np.searchsorted(equal_width_edges(bins)[:-1], probability, side="right") - 1
     binned: dict[str, list[np.ndarray]] = {"count": [], "confidence": [], "correct": []}
     for place, chance, case, kept in zip(where, probability, target, counted, strict=True):

@@ -1,4 +1,4 @@
-"""Losses of segmentation: each the mean over pictures, each picture's by itself; pixels that are ignored count nowhere."""
+"""Losses of segmentation: the mean over pictures, each by itself; pixels that are ignored count nowhere."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ KEYS = ("dice", "dice_pooled", "surface_dice", "hd95", "nll", "ece", "volume_bia
 
 
 def blobs(n: int, seed: int, depth: int | None = None, side: int = 20, options: int = 3):
-    """(logits, truth): a ball of each class, moved a little in the prediction; the last class is absent now and then."""
+    """(logits, truth): a ball of each class, and one beside it in the prediction; the last class is absent at times."""
     rng = np.random.default_rng(seed)
     size = (side, side) if depth is None else (depth, side, side)
     grid = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
