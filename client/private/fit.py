@@ -109,8 +109,7 @@ def nobodys(pool: Pool, device: torch.device, count: int = 1) -> Views:
     pixels = torch.rand((count, *pool.pixels.shape[1:]), generator=generator)
     if pool.targets.is_floating_point():  # boxes
         target = torch.full((count, *pool.targets.shape[1:]), -1.0, dtype=pool.targets.dtype)
-        side = float(pool.pixels.shape[-1])
-        target[:, 0] = torch.tensor([0.0, side / 4, side / 4, side / 2, side / 2], dtype=target.dtype)
+        target[:, 0] = torch.tensor([0.0, 0.25, 0.25, 0.5, 0.5], dtype=target.dtype)
     else:
         shape = (count, *pool.targets.shape[1:])
         target = (torch.arange(int(torch.tensor(shape).prod())) % 2).view(shape).to(pool.targets.dtype)

@@ -15,6 +15,7 @@ from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
 from polyclinic.core.statistics.outcome import Outcome, tally
 from polyclinic.models.contracts import Example, Findings, Needs, Shape
+from polyclinic.models.tasks.drawing import flat
 
 
 class Classification(Method):
@@ -150,8 +151,7 @@ class Classification(Method):
 
     def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
         """The picture as it is, or the middle slice of a volume, with the classes and their probabilities."""
-        flat = pixels if pixels.ndim == 3 else pixels[:, pixels.shape[1] // 2]
-        picture = np.repeat(flat, 3 // len(flat), axis=0).transpose(1, 2, 0)
+        picture = flat(pixels)
         scores = torch.from_numpy(output)
         if self.kind == "multilabel":
             yes = [name for name, on in zip(self.classes, target, strict=True) if on]

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from polyclinic.core.config import Method
 from polyclinic.core.errors import DataError, StudyError
 from polyclinic.core.statistics.detected import IOUS, Detected, tally
-from polyclinic.models.contracts import Findings, Needs, Shape
+from polyclinic.models.contracts import Example, Findings, Needs, Shape
 from polyclinic.models.heads.fcos import aims, drawn, fcos
+from polyclinic.models.tasks import drawing
 from polyclinic.models.tasks.boxes import carried, giou, kept, matched
 
 if TYPE_CHECKING:
@@ -185,6 +186,14 @@ class Detection(Method):
         """Mergeable outcome of what ``examine`` found."""
         kinds, scores, hits, truths = (findings[name] for name in ("kinds", "scores", "hits", "truths"))
         return tally(kinds, scores, hits, truths, patients, bins=bins, score_bins=score_bins)
+
+    def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
+        """The picture with both kinds of boxes, blue the true ones; found ones from a score of one half on."""
+        boxes, _, scores = self.detect(output[None])
+        sure, true = scores[0] >= 0.5, target[:, 0] >= 0
+        picture = drawing.boxed(drawing.flat(pixels), target[true, 1:], drawing.TRUE)
+        picture = drawing.boxed(picture, boxes[0][sure], drawing.FOUND)
+        return Example(picture, f"blue: {int(true.sum())} boxes", f"orange: {int(sure.sum())} boxes")
 
     def trained(self, pooling: str) -> str:
         """The head."""

@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.statistics.segmented import Segmented, tally
-from polyclinic.models.contracts import IGNORED, Findings, Needs, Shape
+from polyclinic.models.contracts import IGNORED, Example, Findings, Needs, Shape
 from polyclinic.models.heads.decoder import decoder
 from polyclinic.models.tasks import mask_losses
+from polyclinic.models.tasks.drawing import FOUND, TRUE, flat, outlined
 from polyclinic.models.tasks.mask_figures import compared
 
 CRITERIA = {
@@ -160,6 +161,18 @@ class Segmentation(Method):
     def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Segmented:
         """Mergeable outcome."""
         return tally(findings, patients, classes=len(self.classes), unit=self.unit, tolerance=self.tolerance)
+
+    def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
+        """The picture with both outlines, blue the true one; of a volume the slice with most of what is true."""
+        found = output.argmax(axis=0)
+        truth = np.where(target == IGNORED, 0, target)
+        share = 2 * ((found == truth) & (truth > 0)).sum() / max(1, (found > 0).sum() + (truth > 0).sum())
+        depth = None if truth.ndim == 2 else int((truth > 0).sum(axis=(1, 2)).argmax())
+        if depth is not None:
+            found, truth = found[depth], truth[depth]
+        picture = outlined(outlined(flat(pixels, depth), truth, TRUE), found, FOUND)
+        held = [name for number, name in enumerate(self.classes, 1) if (target == number).any()]
+        return Example(picture, f"blue: {', '.join(held) or 'none'}", f"orange; Dice {share:.2f}")
 
     def trained(self, pooling: str) -> str:
         """The decoder."""

@@ -199,5 +199,5 @@ def test_what_is_nobodys_has_the_shapes_and_nothing_else() -> None:
     boxes = Pool(torch.zeros((2, 1, 32, 32), dtype=torch.uint8), torch.zeros((2, 5, 5)), ("a", "b"))
     views = nobodys(boxes, torch.device("cpu"), 3)
     assert views.pixels.shape == (3, 1, 32, 32)
-    assert views.target[:, 0].tolist() == [[0.0, 8.0, 8.0, 16.0, 16.0]] * 3
+    assert views.target[:, 0].tolist() == [[0.0, 0.25, 0.25, 0.5, 0.5]] * 3
     assert (views.target[:, 1:] == -1).all()
