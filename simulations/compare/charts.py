@@ -86,13 +86,21 @@ def pareto(title: str, spots: Sequence[Spot], *, more_is_better: bool, write: Ca
     return svg.picture(title, told, 360, 236, *drawn)
 
 
-def curves(title: str, tracks: Sequence[Track], ticks: Mapping[float, str], *, across: str = "") -> Markup:
-    """Lines of all variants with whiskers; ``ticks`` names places on the axis below."""
-    values = [limit for t in tracks for _, f in t.points for limit in (f.value,) if limit is not None]
+def limits_of(tracks: Sequence[Track]) -> list[float]:
+    """Every value and limit: a scale that left out an interval would make little differences look large."""
+    return [limit for t in tracks for _, f in t.points for limit in (f.low, f.value, f.high) if limit is not None]
+
+
+def curves(
+    title: str, tracks: Sequence[Track], ticks: Mapping[float, str], *, across: str = "", hold: Sequence[float] = ()
+) -> Markup:
+    """Lines of all variants with whiskers; ``ticks`` names places below, ``hold`` is what the axis must hold, too."""
+    values = limits_of(tracks)
     if not values:
         return Markup("")
+    within = _possible([*values, *hold])
     places = list(ticks)
-    x, y = Scale(min(places), max(places) + 1e-9, 48, 340), svg.fitted(values, 186, 12)
+    x, y = Scale(min(places), max(places) + 1e-9, 48, 340), svg.fitted([*values, *hold], 186, 12, within=within)
     drawn = [svg.frame(x, y, (), y.ticks())]
     drawn += [svg.text(x(place), 200, name, anchor="middle", class_="tick") for place, name in ticks.items()]
     if across:
@@ -120,11 +128,11 @@ def _curve(track: Track, place: int, x: Scale, y: Scale, nudge: float) -> Markup
 
 def dots(title: str, rows: Sequence[tuple[str, Sequence[Figure]]], names: Sequence[str]) -> Markup:
     """A row a site, in it a mark with a whisker for every variant."""
-    values = [one.value for _, row in rows for one in row if one.value is not None]
+    values = [limit for _, row in rows for one in row for limit in (one.low, one.value, one.high) if limit is not None]
     if not values:
         return Markup("")
     step = 14 * len(names) + 22
-    x = svg.fitted(values, 24, 344)
+    x = svg.fitted(values, 24, 344, within=_possible(values))
     bottom = step * len(rows) + 8
     drawn = [svg.line((x(tick), 4), (x(tick), bottom), "grid") for tick in x.ticks(5)]
     drawn += [svg.text(x(tick), bottom + 13, svg.label(tick), anchor="middle", class_="tick") for tick in x.ticks(5)]
@@ -147,6 +155,11 @@ def dots(title: str, rows: Sequence[tuple[str, Sequence[Figure]]], names: Sequen
 def tracks(document: Json, pick: Callable[[Json], Sequence[tuple[float, Json]]]) -> list[Track]:
     """A track for every variant."""
     return [Track(row["name"], tuple((at, figure(one)) for at, one in pick(row))) for row in document["variants"]]
+
+
+def _possible(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a scale: shares need none beyond 0 and 1."""
+    return (0.0, 1.0) if all(0.0 <= value <= 1.0 for value in values) else (-math.inf, math.inf)
 
 
 def _decades(x: Scale, base: float, write: Callable[[float], str]) -> list[Markup]:

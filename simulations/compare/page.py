@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from jinja2 import PackageLoader
@@ -133,28 +134,26 @@ def unseen(document: Json) -> list[Chart]:
 
 
 def shifts(document: Json) -> list[Chart]:
-    """Merit and calibration error by kind and size of shift; size 0 is as taken."""
+    """Merit and calibration error by kind and size of shift, each on one scale; size 0 is as taken."""
     if "robustness" not in document["axes"]:
         return []
     drawn = []
-    for key, title, plain in (
-        ("merit", document["metric"]["name"], "merit"),
-        ("calibration", "Calibration error", "calibration"),
-    ):
+    for key, title in (("merit", document["metric"]["name"]), ("calibration", "Calibration error")):
+        lines = {name: charts.tracks(document, partial(_under, name=name, key=key)) for name in document["shifts"]}
+        hold = [limit for tracks in lines.values() for limit in charts.limits_of(tracks)]
         for name, kind in document["shifts"].items():
             ticks = {0.0: "none"} | {float(i + 1): f"{size:g}" for i, size in enumerate(kind["sizes"])}
-
-            def points(row: Json, name: str = name, key: str = key, plain: str = plain) -> list[tuple[float, Json]]:
-                if not row["robustness"]:
-                    return []
-                sizes = row["robustness"]["shifts"][name]
-                return [(0.0, row[plain]), *((float(i + 1), one[key]) for i, one in enumerate(sizes))]
-
-            picture = charts.curves(
-                f"{title} under {name}", charts.tracks(document, points), ticks, across=kind["unit"]
-            )
+            picture = charts.curves(f"{title} under {name}", lines[name], ticks, across=kind["unit"], hold=hold)
             drawn.append((f"{title}: {name}", "", picture))
     return [chart for chart in drawn if chart[2]]
+
+
+def _under(row: Json, name: str, key: str) -> list[tuple[float, Json]]:
+    """A variant's figures under a shift, from none of it to the strongest."""
+    if not row["robustness"]:
+        return []
+    sizes = row["robustness"]["shifts"][name]
+    return [(0.0, row[key]), *((float(i + 1), one[key]) for i, one in enumerate(sizes))]
 
 
 def burden(document: Json) -> list[tuple[str, str, list[str], list[tuple[str, str]]]]:

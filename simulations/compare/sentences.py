@@ -116,11 +116,10 @@ def plan_of_changes(document: Json) -> Finding | None:
         f"Points that a predetermined change control plan must answer, by the rule below: {words.listing(by, most=8)}."
     )
     shared = set.intersection(*(_raised(burden) for burden in rows.values()))
-    more = [
-        f"{name} raises what not all do: {words.listing(sorted(extra))}."
-        for name, burden in rows.items()
-        if (extra := _raised(burden) - shared)
-    ]
+    more = []
+    for meaning in sorted(set().union(*(_raised(burden) for burden in rows.values())) - shared):
+        having = [name for name, burden in rows.items() if meaning in _raised(burden)]
+        more.append(f"Not with all, but with {words.listing(having, most=8)}: {meaning}.")
     return Finding("What would a regulator ask?", "note", text, tuple(more))
 
 

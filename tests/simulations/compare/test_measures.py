@@ -17,7 +17,7 @@ from torch import nn
 
 from polyclinic.core.study import Study
 from polyclinic.models import network
-from polyclinic.simulations.compare import audit, depth, estimate, plan, step
+from polyclinic.simulations.compare import audit, cost, depth, estimate, plan, step
 from polyclinic.simulations.compare.shifts import SHIFTS, shifted
 from polyclinic.strategies.mean import MeanStrategy
 
@@ -203,9 +203,11 @@ def test_a_step_is_measured_whole(tiny_study: Study, tiny_manifest: Path) -> Non
     from polyclinic.client.policy import Policy
     from polyclinic.simulations.simulate import gather
 
-    images = gather(tiny_study, tiny_manifest, Policy())[1]["north"].data.images("train")
+    cohort = gather(tiny_study, tiny_manifest, Policy())[1]
+    lora = cost.measure(plan.applied(tiny_study, plan.named("lora")[0]), cohort)  # in a process of its own
+    images = cohort["north"].data.images("train")
     batch = replace(images, pixels=images.pixels[:4], targets=images.targets[:4], patients=images.patients[:4])
-    lora, probe = (step.measure(plan.applied(tiny_study, plan.named(name)[0]), batch) for name in ("lora", "probe"))
+    probe = step.measure(plan.applied(tiny_study, plan.named("probe")[0]), batch)
     tokens, width, rank = 17, 32, 8  # 16 patches of 8 × 8 and the class token; lora's own default rank
     assert float(lora["inference_flops"] or 0) - float(lora["frozen_flops"] or 0) == 2 * 4 * (
         2 * 2 * tokens * width * rank
