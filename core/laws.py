@@ -39,7 +39,7 @@ def check_statistic(zero: Statistic, samples: Sequence[Statistic]) -> None:
     name = zero.name
     hold(zero.patients == 0, f"the zero of '{name}' has patients")
     hold(min(sample.patients for sample in samples) > 0, f"a sample of '{name}' has no patient")
-    total = reduce(add, samples)
+    total: Any = reduce(add, samples)
     hold(total.patients == sum(one.patients for one in samples), f"adding '{name}' does not add the patients")
     for sample in samples:
         hold(sample + zero == sample and zero + sample == sample, f"adding its zero changes '{name}'")
@@ -123,13 +123,14 @@ def _check_refusals(one: Any) -> None:
     _refused(lambda: type(one).from_fields(told | {"beyond": 1}), f"'{one.name}' takes a field that it does not have")
     for field in told:
         less = {key: value for key, value in told.items() if key != field}
-        _refused(lambda less=less: type(one).from_fields(less), f"'{one.name}' is made without '{field}'")  # type: ignore[misc]
-        for wrong in ({}, None, 1.5, [["x"]], [[1], [1, 2]], 2**70, True):
+        _refused(lambda less=less: type(one).from_fields(less), f"'{one.name}' is made without '{field}'")
+        wrongs: tuple[Any, ...] = ({}, None, 1.5, [["x"]], [[1], [1, 2]], 2**70, True)
+        for wrong in wrongs:
             wronged = told | {field: wrong}
             if isinstance(told[field], int) and wrong == 2**70:
                 continue  # a sum without bounds may be as large
             _refused(
-                lambda wronged=wronged: type(one).from_fields(wronged),  # type: ignore[misc]
+                lambda wronged=wronged: type(one).from_fields(wronged),
                 f"'{one.name}' takes {wrong!r} for '{field}'",
             )
     _refused(lambda: type(one).from_fields(told | {"patients": -1}), f"'{one.name}' takes fewer than no patients")

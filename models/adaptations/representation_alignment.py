@@ -161,7 +161,8 @@ class Mmd(Aligning):
 
         def aligned(model: nn.Module, batch: Batch) -> Tensor:
             z = cast(FourierMeans, model.mmd)(batch.features)
-            return objective(model, batch) + self.weight * (z.mean(dim=0) - federation).square().sum()
+            apart: Tensor = (z.mean(dim=0) - federation).square().sum()
+            return objective(model, batch) + self.weight * apart
 
         return aligned
 

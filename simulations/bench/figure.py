@@ -17,7 +17,7 @@ from polyclinic.simulations.centres import Centre, write_centres
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure of one run: a ratio (measured side by side) or a value, its goal or "none", and what it was measured on."""
+    """One figure of one run: a ratio (measured side by side) or a value, its goal or "none", and on what it was had."""
 
     name: str
     value: float
@@ -57,7 +57,7 @@ def at_least(name: str, theirs: list[float], ours: list[float], goal: float, **m
         "ours": [round(x, 3) for x in ours],
         "theirs": [round(x, 3) for x in theirs],
     }
-    return Measured(name, round(ratio, 4), f">= {goal}", ratio >= goal, detail=detail | more)
+    return Measured(name, round(ratio, 4), f">= {goal}", ratio >= goal, detail={**detail, **more})
 
 
 def federation(folder: Path, sites: int, patients: int) -> Path:

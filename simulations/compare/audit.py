@@ -23,7 +23,7 @@ def measure(result: Result) -> Json:
     study, adapted = result.bench.study, result.bench.adapted
     strategy: Any = study.strategy.build()  # type: ignore[attr-defined]
     manifest = strategy.expects(result.start)
-    loose = {method.method: method.facts.because for method in study.adaptation if _loose(method)}
+    loose = {method.method: method.facts.because for method in study.adaptation if method.facts and _loose(method)}
     changed = [name for name in result.start if not np.array_equal(result.start[name], result.tensors[name])]
     return {
         "tensors": len(manifest.shapes),

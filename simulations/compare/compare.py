@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from polyclinic.client.data.manifest import read_manifest
 from polyclinic.client.policy import Policy
+from polyclinic.client.respond import Site
 from polyclinic.core import files
 from polyclinic.core.errors import RunError
 from polyclinic.core.runs import Run
@@ -150,7 +151,10 @@ def _measure(cell: Cell, run: Run, settings: Settings, cohorts: _Cohorts) -> Jso
     figures: Json = {"summary": run.summary}
     if not cell.whole:
         return figures
-    cohort_of = lambda: cohorts.of(cell.study)  # noqa: E731
+
+    def cohort_of() -> Mapping[str, Site]:
+        return cohorts.of(cell.study)
+
     ways: dict[str, Callable[[], Json]] = {
         "depth": lambda: depth.measure(result(run), cohort_of()),
         "robustness": lambda: robustness.under_shift(result(run), cohort_of(), policy),

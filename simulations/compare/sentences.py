@@ -148,7 +148,8 @@ def _gap(document: Json, what: str, first: str, other: str) -> Json:
         if row["a"] == first or row["value"] is None:
             return dict(row)
         low, high = (None if limit is None else -limit for limit in (row["high"], row["low"]))
-        return row | {"value": -row["value"], "low": low, "high": high}
+        turned: Json = row | {"value": -row["value"], "low": low, "high": high}
+        return turned
     return {**_absent(), "why": "not compared", "shown": False, "p_holm": None}
 
 
@@ -208,7 +209,7 @@ def operations(count: float) -> str:
 
 
 def milliseconds(one: Figure) -> str:
-    thousand = Figure(*(None if x is None else 1e3 * x for x in (one.value, one.low, one.high)), why=one.why)
-    if thousand.low is None or thousand.high is None:
-        return f"{thousand.value:.1f} ms (no interval)"
-    return f"{thousand.value:.1f} ms ({thousand.low:.1f} to {thousand.high:.1f})"
+    value = 1e3 * (one.value or 0.0)
+    if one.low is None or one.high is None:
+        return f"{value:.1f} ms (no interval)"
+    return f"{value:.1f} ms ({1e3 * one.low:.1f} to {1e3 * one.high:.1f})"
