@@ -46,7 +46,8 @@ def check_statistic(zero: Statistic, samples: Sequence[Statistic]) -> None:
     for a, b, c in permutations(samples[:3]):
         hold(a + b == b + a, f"adding '{name}' depends on the order")
         hold((a + b) + c == a + (b + c), f"adding '{name}' depends on the grouping")
-    for order in (samples[::-1], samples[1:] + samples[:1]):
+    row = list(samples)
+    for order in (row[::-1], row[1:] + row[:1]):
         hold(reduce(add, order) == total, f"adding '{name}' depends on the order")
     for one in (zero, *samples, total):
         _check_travel(one)

@@ -85,13 +85,13 @@ class Network(nn.Module):
         self.entry: nn.Module = nn.Identity()
         self.backbone = backbone
         self.neck: nn.Module = nn.Identity()
-        self.head, self.dense = head, dense
+        self.head, self.dense, self.detailed = head, dense, isinstance(head, Detailed)
 
     def encode(self, pixels: Tensor) -> Encoded:
         """What the head is given."""
         entered = self.entry(pixels)
         encoded = self.backbone.encode(entered, maps=self.dense)
-        picture = (self.backbone.normalised(entered),) if isinstance(self.head, Detailed) else ()
+        picture = (self.backbone.normalised(entered),) if self.detailed else ()
         return Encoded(self.neck(encoded.pooled), (*picture, *encoded.maps))
 
     def decide(self, encoded: Encoded) -> Tensor:

@@ -70,7 +70,7 @@ HEADS = {"prototypes": {"head.mass", "head.share"}}
 """Method → what travels of its head, where that is not a linear one."""
 BLANK = {"prototypes"}
 """Methods whose model says nothing before round 1 has told it what."""
-PERSONAL = {"fedbn": NORM + r"(weight|bias)"}
+PERSONAL = {"fedbn": NORM + r"(weight|bias)", "combat": r"neck\.combat\.own_(mean|variance|count)"}
 """Method → what stays at a site and moves there."""
 BESIDE = {"inflate": r"backbone\.encoder\.embeddings\.depth_positions"}
 KNOBS = {
@@ -198,7 +198,8 @@ def test_two_rounds_train_and_send_what_the_method_says_and_nothing_else(method:
     idle = {name for name in expected if bench.adapted.chain.constant(name)}
     # before softmax a shift of all keys changes nothing, so a key's bias has no gradient but for rounding
     assert {name for name in expected - moved if "k_proj" not in name} <= idle
-    personal = {name for name in names if re.fullmatch(PERSONAL.get(method, r"(?!)"), name)}
+    held = {*names, *dict(bench.adapted.network.named_buffers())}
+    personal = {name for name in held if re.fullmatch(PERSONAL.get(method, r"(?!)"), name)}
     assert set(bench.adapted.personal) == personal
     own, pretrained = bench.adapted.read_personal(), bench.adapted._pretrained
     assert not [name for name in personal if torch.equal(own[name], pretrained[name])]
