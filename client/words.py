@@ -97,6 +97,13 @@ def leaving(offer: Offer, home: Home) -> Iterator[str]:
     )
     yield "  sizes: numbers of images and of patients in train, val and test: six numbers."
     yield "  seconds: how long the work took: one number."
+    if study.privacy is None:
+        yield "  receipt: none, for the study has no privacy to account for."
+    else:
+        yield (
+            "  receipt: what was spent of privacy by the round, by the study and by all that this site ever released, "
+            "how it was noised, and the last line of this site's privacy ledger: three numbers, a sentence, a digest."
+        )
     yield "  site, study, run, round, nonce, base: which instruction is answered, by whom; names and digests."
     yield "  version, kind, body: the seal's part of it, with a signature of 64 bytes."
     yield (
@@ -159,6 +166,8 @@ def _limits(home: Home, decided: Decision | None) -> Iterator[str]:
     rules = home.settings.policy
     told = ", ".join(rules.tell) or "none"
     yield f"Policy: no statistic over fewer than {rules.minimum_patients} patients; kinds that are told: {told}."
+    if rules.epsilon is not None:
+        yield f"Privacy: at most ε = {rules.epsilon:g} for any patient, over all studies, at δ = {rules.delta:g}."
     if decided is None:
         yield "This study was not approved here: everything that it asks is refused."
     elif decided.verb == "withdraw":
