@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _measure(cell: Cell, run: Run, settings: Settings, cohorts: _Cohorts) -> Jso
     figures: Json = {"summary": run.summary}
     if not cell.whole:
         return figures
-    cohort_of = lambda: cohorts.of(cell.study)  # noqa: E731
+    cohort_of = partial(cohorts.of, cell.study)
     ways: dict[str, Callable[[], Json]] = {
         "depth": lambda: depth.measure(result(run), cohort_of()),
         "robustness": lambda: robustness.under_shift(result(run), cohort_of(), policy),

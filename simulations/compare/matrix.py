@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from polyclinic.server.report import words
@@ -88,14 +89,18 @@ def _depth(document: Json) -> Drawn:
 
 def _labels(document: Json) -> Drawn:
     name = document["metric"]["name"]
-    shares = next((row["labels"]["curve"] for row in document["variants"] if row["labels"]), [])
+    shares: list[Json] = next((row["labels"]["curve"] for row in document["variants"] if row["labels"]), [])
     for i, point in enumerate(shares):
         yield (
             f"{name} at {point['share']:.0%} of labels",
             "mean over sites",
-            lambda row, i=i: _cell(row["labels"]["curve"][i]),
+            partial(_at_share, i),
         )
     yield "Area under that curve", "mean over the log of the share", lambda row: _cell(row["labels"]["area"])
+
+
+def _at_share(place: int, row: Json) -> Cell:
+    return _cell(row["labels"]["curve"][place])
 
 
 def _robustness(document: Json) -> Drawn:
@@ -143,7 +148,11 @@ def _audit(document: Json) -> Drawn:
 def _burden(document: Json) -> Drawn:
     yield "Points of a change plan", "sum", lambda row: _number(len(row["burden"]["points"]))
     for part in PARTS:
-        yield part, "points", lambda row, part=part: _number(row["burden"]["parts"][part])
+        yield part, "points", partial(_points, part)
+
+
+def _points(part: str, row: Json) -> Cell:
+    return _number(row["burden"]["parts"][part])
 
 
 def _cell(row: Json, places: int = 3, *, sign: bool = False) -> Cell:

@@ -148,7 +148,7 @@ def _gap(document: Json, what: str, first: str, other: str) -> Json:
         if row["a"] == first or row["value"] is None:
             return dict(row)
         low, high = (None if limit is None else -limit for limit in (row["high"], row["low"]))
-        return row | {"value": -row["value"], "low": low, "high": high}
+        return {**row, "value": -row["value"], "low": low, "high": high}
     return {**_absent(), "why": "not compared", "shown": False, "p_holm": None}
 
 
@@ -208,7 +208,8 @@ def operations(count: float) -> str:
 
 
 def milliseconds(one: Figure) -> str:
-    thousand = Figure(*(None if x is None else 1e3 * x for x in (one.value, one.low, one.high)), why=one.why)
-    if thousand.low is None or thousand.high is None:
-        return f"{thousand.value:.1f} ms (no interval)"
-    return f"{thousand.value:.1f} ms ({thousand.low:.1f} to {thousand.high:.1f})"
+    """ "3.1 ms (3.0 to 3.2)" of seconds."""
+    if one.value is None:
+        return str(one.why)
+    limits = "no interval" if one.low is None or one.high is None else f"{1e3 * one.low:.1f} to {1e3 * one.high:.1f}"
+    return f"{1e3 * one.value:.1f} ms ({limits})"
