@@ -22,7 +22,9 @@ def compare(
     ] = "",
     variants: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.toml", help="More of them, as [[variant]] with a name and [[variant.adaptation]]."),
+        typer.Option(
+            metavar="FILE.toml", help="More of them, with other settings than the defaults: see docs/trade-offs.md."
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many: the study's and those after it.", min=1, max=100)] = 3,
     axes: Annotated[
@@ -40,7 +42,7 @@ def compare(
 ) -> None:
     """Compare methods of adaptation: what each gives, costs, changes and asks for, in a table and a page.
 
-    Every method trains on the same sites, images and seeds in place of the study's own adapting methods.
+    Each stands in for those of the study's own methods that adapt; sites, images and seeds are the same for all.
     """
     import json
 
@@ -90,6 +92,7 @@ def _tell(step: Step) -> None:
 def _print(document: dict[str, Any]) -> None:
     """The table and the sentences."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from polyclinic.simulations.compare.matrix import groups
@@ -101,10 +104,10 @@ def _print(document: dict[str, Any]) -> None:
         for row in document["variants"]:
             table.add_column(row["name"], justify="right")
         for line in group.lines:
-            cells = (f"{cell.text} [dim]{cell.note}[/dim]" if cell.note else cell.text for cell in line.cells)
+            cells = (f"{escape(cell.text)} [dim]{escape(cell.note)}[/dim]" for cell in line.cells)
             table.add_row(line.name, *cells)
         console.print(table)
         console.print()
     for one in document["findings"]:
-        console.print(f"[bold]{one['topic']}[/bold] {one['text']}")
+        console.print(f"[bold]{one['topic']}[/bold] {escape(one['text'])}")
     console.print()

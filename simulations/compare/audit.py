@@ -23,7 +23,8 @@ def measure(result: Result) -> Json:
     study, adapted = result.bench.study, result.bench.adapted
     strategy: Any = study.strategy.build()  # type: ignore[attr-defined]
     manifest = strategy.expects(result.start)
-    loose = {method.method: method.facts.because for method in study.adaptation if method.facts and _loose(method)}
+    facts = {method.method: method.facts for method in study.adaptation}
+    loose = {name: one.because for name, one in facts.items() if one is not None and not one.exact_private}
     changed = [name for name in result.start if not np.array_equal(result.start[name], result.tensors[name])]
     return {
         "tensors": len(manifest.shapes),
@@ -106,8 +107,3 @@ def effective_rank(singular: Floats) -> float:
         return 0.0
     share = singular[singular > 0] / total
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def _loose(method: Any) -> bool:
-    """Whether each patient's gradient cannot be had exactly, so that clipping bounds nobody's share."""
-    return method.facts is not None and not method.facts.exact_private

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polyclinic.client.data.manifest import read_manifest
 from polyclinic.client.policy import Policy
-from polyclinic.client.respond import Site
 from polyclinic.core import files
 from polyclinic.core.errors import RunError
 from polyclinic.core.runs import Run
@@ -151,10 +151,7 @@ def _measure(cell: Cell, run: Run, settings: Settings, cohorts: _Cohorts) -> Jso
     figures: Json = {"summary": run.summary}
     if not cell.whole:
         return figures
-
-    def cohort_of() -> Mapping[str, Site]:
-        return cohorts.of(cell.study)
-
+    cohort_of = partial(cohorts.of, cell.study)
     ways: dict[str, Callable[[], Json]] = {
         "depth": lambda: depth.measure(result(run), cohort_of()),
         "robustness": lambda: robustness.under_shift(result(run), cohort_of(), policy),

@@ -87,14 +87,6 @@ def _depth(document: Json) -> Drawn:
     )
 
 
-def _point(number: int, row: Json) -> Cell:
-    return _cell(row["labels"]["curve"][number])
-
-
-def _part(part: str, row: Json) -> Cell:
-    return _number(row["burden"]["parts"][part])
-
-
 def _labels(document: Json) -> Drawn:
     name = document["metric"]["name"]
     shares: list[Json] = next((row["labels"]["curve"] for row in document["variants"] if row["labels"]), [])
@@ -102,9 +94,13 @@ def _labels(document: Json) -> Drawn:
         yield (
             f"{name} at {point['share']:.0%} of labels",
             "mean over sites",
-            partial(_point, i),
+            partial(_at_share, i),
         )
     yield "Area under that curve", "mean over the log of the share", lambda row: _cell(row["labels"]["area"])
+
+
+def _at_share(place: int, row: Json) -> Cell:
+    return _cell(row["labels"]["curve"][place])
 
 
 def _robustness(document: Json) -> Drawn:
@@ -152,7 +148,11 @@ def _audit(document: Json) -> Drawn:
 def _burden(document: Json) -> Drawn:
     yield "Points of a change plan", "sum", lambda row: _number(len(row["burden"]["points"]))
     for part in PARTS:
-        yield part, "points", partial(_part, part)
+        yield part, "points", partial(_points, part)
+
+
+def _points(part: str, row: Json) -> Cell:
+    return _number(row["burden"]["parts"][part])
 
 
 def _cell(row: Json, places: int = 3, *, sign: bool = False) -> Cell:

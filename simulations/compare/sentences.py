@@ -148,8 +148,7 @@ def _gap(document: Json, what: str, first: str, other: str) -> Json:
         if row["a"] == first or row["value"] is None:
             return dict(row)
         low, high = (None if limit is None else -limit for limit in (row["high"], row["low"]))
-        turned: Json = row | {"value": -row["value"], "low": low, "high": high}
-        return turned
+        return {**row, "value": -row["value"], "low": low, "high": high}
     return {**_absent(), "why": "not compared", "shown": False, "p_holm": None}
 
 
@@ -209,7 +208,8 @@ def operations(count: float) -> str:
 
 
 def milliseconds(one: Figure) -> str:
-    value = 1e3 * (one.value or 0.0)
-    if one.low is None or one.high is None:
-        return f"{value:.1f} ms (no interval)"
-    return f"{value:.1f} ms ({1e3 * one.low:.1f} to {1e3 * one.high:.1f})"
+    """ "3.1 ms (3.0 to 3.2)" of seconds."""
+    if one.value is None:
+        return str(one.why)
+    limits = "no interval" if one.low is None or one.high is None else f"{1e3 * one.low:.1f} to {1e3 * one.high:.1f}"
+    return f"{1e3 * one.value:.1f} ms ({limits})"

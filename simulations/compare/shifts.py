@@ -37,7 +37,8 @@ def contrast(pictures: Floats, size: float, rng: np.random.Generator) -> Floats:
 def blur(pictures: Floats, size: float, rng: np.random.Generator) -> Floats:
     """A Gaussian point spread in the plane; ``size`` is its standard deviation in hundredths of the side."""
     sigma = size / 100 * pictures.shape[-1]
-    return np.asarray(ndimage.gaussian_filter(pictures, [0] * (pictures.ndim - 2) + [sigma, sigma], mode="nearest"))
+    blurred: Floats = ndimage.gaussian_filter(pictures, [0] * (pictures.ndim - 2) + [sigma, sigma], mode="nearest")
+    return blurred
 
 
 def noise(pictures: Floats, size: float, rng: np.random.Generator) -> Floats:

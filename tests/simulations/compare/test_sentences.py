@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,3 +123,14 @@ def test_every_property_raises_points_and_every_part_is_the_guidances(name: str)
     raised = [point for point in burden.POINTS if point.property == name]
     assert raised
     assert all(point.part in burden.PARTS for point in raised)
+
+
+def test_the_documented_rule_is_the_one_that_is_applied() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "trade-offs.md").read_text(encoding="utf-8")
+    rows = text.split("| Property | How it is found |")[1].split("\n\n")[0].splitlines()[2:]
+    documented = [[cell.strip() == "×" for cell in row.split("|")[3:9]] for row in rows]
+    applied = [
+        [any(p.property == name and p.part == part for p in burden.POINTS) for part in burden.PARTS]
+        for name in burden.PROPERTIES
+    ]
+    assert documented == applied
