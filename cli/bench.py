@@ -102,6 +102,19 @@ def live_memory(
     _say([bench.flat(counts, megabytes, rounds)], json)
 
 
+@app.command()
+def cache(
+    pictures: Annotated[int, typer.Option(min=8, help="Training images.")] = 96,
+    size: Annotated[int, typer.Option(min=32, help="Side of an image in pixels.")] = 224,
+    repeats: Repeats = 3,
+    json: Json = False,
+) -> None:
+    """An epoch without ÷ with remembered features, from the second on; the last 2 of 12 blocks train (goal: 3)."""
+    from polyclinic.simulations.bench import cache as bench
+
+    _say([bench.last_blocks(pictures, size, repeats)], json)
+
+
 def _say(figures: Iterable[Measured], json: bool) -> None:
     for figure in figures:
         if not json:

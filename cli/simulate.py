@@ -49,6 +49,9 @@ def simulate(
     ray_address: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="A Ray cluster that is up already (with --engine flower).")
     ] = None,
+    cache_mb: Annotated[
+        int, typer.Option(help="MiB for features of frozen parts of the backbone while the run lasts; 0: none.", min=0)
+    ] = 2048,
 ) -> None:
     """Simulate a federation of many sites on this machine, and write its run folder with a report.
 
@@ -67,7 +70,7 @@ def simulate(
     rules = Policy() if policy is None else read_policy(policy)
     folder = run or default_folder(study)
     demand_place(folder, resume=resume)
-    options = Options(engine, workers or cores(study), ray_address, baselines, resume, rules)
+    options = Options(engine, workers or cores(study), ray_address, baselines, resume, rules, cache_mb)
     again = f"Nothing is lost: run the same command with --run {folder} --resume to go on."
     carry_out(study, data, folder, options, again)
 

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 
 from polyclinic.client import approvals
 from polyclinic.client.app import opened
+from polyclinic.client.cache import Cache
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest
 from polyclinic.client.home import Home
@@ -126,8 +127,9 @@ class Agent:
         if self._loaded is None or self._loaded[0].study.digest != study:
             self._loaded = None  # before the next one takes its memory
             offer = read_offer(self._home, study)
-            bench = Workbench(offer.study)
             settings, data, seed = self._home.settings, offer.study.data, offer.study.study.seed
+            room = settings.data.cache_mb * 2**20
+            bench = Workbench(offer.study, cache=Cache(self._home.cache, room) if room else None)
             rows = read_manifest(self._home.manifest, data, bench.task, seed, only=self._name)
             held, own = SiteData(self._name, rows, data, bench.task), Keep(self._home.own / study)
             site = Site(self._name, held, settings.policy.policy(study), own)

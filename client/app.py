@@ -10,6 +10,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from polyclinic.client.cache import Cache
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest, sites
 from polyclinic.client.keep import Keep
@@ -50,17 +51,21 @@ def by_partition(context: Context, instruction: Instruction) -> tuple[Workbench,
     if absent := {"study", "manifest", "partition-id"} - told.keys():
         raise EngineError("is missing in the node's configuration", where=min(absent))
     policy, own = str(told.get("policy", "{}")), str(told.get("own", ""))
-    bench, held = loaded(str(told["study"]), instruction.study, str(told["manifest"]), policy, own)
+    cache = (str(told.get("cache", "")), int(told.get("cache_mb", 0)))
+    bench, held = loaded(str(told["study"]), instruction.study, str(told["manifest"]), policy, own, *cache)
     return bench, held[int(told["partition-id"])]
 
 
 @lru_cache(maxsize=1)
-def loaded(study_file: str, digest: str, manifest: str, policy: str, own: str) -> tuple[Workbench, tuple[Site, ...]]:
+def loaded(
+    study_file: str, digest: str, manifest: str, policy: str, own: str, cache: str, cache_mb: int
+) -> tuple[Workbench, tuple[Site, ...]]:
     """Once a process: the model, and all sites by name; each decodes its images when first asked, and keeps them."""
     study = studies.load(study_file)
     if study.digest != digest:  # before anything is loaded for it
         raise PolicyError("the instruction is for another study than the one in force at this site")
-    bench, rules = Workbench(study), parse(Policy, json.loads(policy), "policy")
+    remembered = Cache(Path(cache), cache_mb * 2**20) if cache and cache_mb else None
+    bench, rules = Workbench(study, cache=remembered), parse(Policy, json.loads(policy), "policy")
     rows = sites(read_manifest(Path(manifest), study.data, bench.task, study.study.seed))
     keeps = {name: Keep(Path(own) / name if own else None) for name in rows}
     held = ((name, SiteData(name, group, study.data, bench.task)) for name, group in rows.items())

@@ -17,7 +17,7 @@ from pathlib import Path
 import tomli_w
 from pydantic import Field
 
-from polyclinic.client.policy import Kind, Policy
+from polyclinic.client.policy import CACHE_MB, Kind, Policy
 from polyclinic.core import files
 from polyclinic.core.config import Config, parse
 from polyclinic.core.errors import PolicyError, StudyError, TrustError
@@ -42,9 +42,10 @@ class Coordinator(Config):
 
 
 class DataPlace(Config):
-    """Where the images are listed."""
+    """Where the images are listed, and how much of the disk what is remembered of them may take."""
 
     manifest: str = Field(min_length=1)
+    cache_mb: int = Field(default=CACHE_MB, ge=0)
 
 
 class Rules(Config):
@@ -104,6 +105,9 @@ key = {quoted(at.key)}
 [data]
 # A CSV with one line an image; a relative path starts from this file's folder. See: polyclinic site data check
 manifest = {quoted(self.data.manifest)}
+# MiB of the folder cache beside this file: what frozen parts of a backbone make of this site's images, so that it is
+# worked out once. It is as confidential as the images, never leaves, and may be deleted at any time. 0: none.
+cache_mb = {self.data.cache_mb}
 
 [policy]
 # No figure over fewer patients than this leaves the site. The trained weights and the numbers of images and patients
@@ -184,6 +188,11 @@ class Home:
     def own(self) -> Path:
         """Folder of what this site's model keeps for itself, by study, run and round."""
         return self.folder / "own"
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what is remembered of this site's images, so that it need not be worked out again."""
+        return self.folder / "cache"
 
     @property
     def logs(self) -> Path:

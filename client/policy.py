@@ -13,6 +13,9 @@ from polyclinic.core.errors import PolicyError, StudyError
 from polyclinic.core.messages import Instruction
 from polyclinic.core.statistics.monoid import Statistic, Withheld, release
 
+CACHE_MB = 2048
+"""MiB that remembered features take on a disk unless something else is said."""
+
 Kind = Literal["outcome", "features", "kernel", "intensities", "labels"]
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from polyclinic.client.cache import Cache
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.evaluate import describe, outcome
 from polyclinic.client.fit import fit
@@ -37,14 +38,19 @@ class Site:
 
 
 class Workbench:
-    """The loaded model of one study, shared by all sites that one process serves, one after another."""
+    """The loaded model of one study, shared by all sites that one process serves, one after another.
 
-    def __init__(self, study: Study, device: torch.device | None = None) -> None:
+    ``cache`` is where what a frozen part of the model makes of pictures is remembered; it changes no bit.
+    """
+
+    def __init__(self, study: Study, device: torch.device | None = None, cache: Cache | None = None) -> None:
         self.study = study
         self.task = network.task(study)
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(study.training.threads)
         self.adapted: Adapted = build(study, self.device)
+        if (prefix := self.adapted.network.backbone.prefix) is not None:
+            prefix.shelf = cache
         self._frozen: nn.Module | None = None
         self._described: dict[SiteData, dict[Kind, Statistic]] = {}
 

@@ -110,7 +110,7 @@ class Data(Config):
 
 
 class Backbone(Config):
-    """A frozen, pretrained network: ``embedded:NAME``, ``hf:ID_OR_FOLDER`` or ``file:PATH``.
+    """A frozen network: ``embedded:NAME``, ``hf:ID_OR_FOLDER``, ``file:PATH``, ``package:NAME`` or ``monai:…``.
 
     ``sha256`` pins the weights file (hex digest); what does not match is refused.
     """

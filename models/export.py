@@ -20,7 +20,7 @@ from polyclinic.models.contracts import PeftForm
 from polyclinic.models.network import Adapted, build, plain
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "polyclinic.json"
-HEAD = "head."
+HEAD, ENCODER = "head.", "encoder.safetensors"
 
 
 def write_adapter(study: Study, tensors: Tensors, folder: Path, backbone: str) -> str:
@@ -94,7 +94,10 @@ def load_adapted(study: Study, folder: Path) -> nn.Module:
 
 
 def write_merged(study: Study, adapter: Path, folder: Path) -> None:
-    """Writes backbone with the adapter merged in (transformers' format, safetensors) and the head beside it.
+    """Writes backbone with the adapter merged in and the head beside it, as safetensors.
+
+    The backbone in transformers' format where transformers made it; else its weights alone (``encoder.safetensors``),
+    by its makers' names, for the network that the card's reference describes.
 
     Raises:
         StudyError: something in the chain cannot be merged into the backbone's own weights.
@@ -108,13 +111,19 @@ def write_merged(study: Study, adapter: Path, folder: Path) -> None:
     loaded: Any = load_adapted(study, adapter)
     merged = loaded.get_base_model() if hasattr(loaded, "get_base_model") else loaded
     unwrap(merged)
-    with quiet():
-        merged.backbone.encoder.save_pretrained(folder, safe_serialization=True)
+    encoder = merged.backbone.encoder
+    if hasattr(encoder, "save_pretrained"):
+        with quiet():
+            encoder.save_pretrained(folder, safe_serialization=True)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.contiguous() for name, weight in encoder.state_dict().items()}, folder / ENCODER)
     save_file(
         {name: weight.contiguous() for name, weight in merged.head.state_dict().items()}, folder / "head.safetensors"
     )
     card = {
         "study_digest": study.digest,
+        "backbone": study.backbone.reference,
         "task": study.task.model_dump(mode="json"),
         "image_size": study.data.image_size,
         "mean": merged.backbone.mean.flatten().tolist(),

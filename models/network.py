@@ -14,7 +14,8 @@ from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
 from polyclinic.models import backbones
 from polyclinic.models.chain import chain
-from polyclinic.models.contracts import Adaptation, Anchor, Encoded, Shape, Task
+from polyclinic.models.contracts import Adaptation, Anchor, Encoded, Shape, Task, same_batch
+from polyclinic.models.prefix import Prefix, anatomy, untouched, whole_blocks
 
 
 class Backbone(nn.Module):
@@ -29,14 +30,18 @@ class Backbone(nn.Module):
         super().__init__()
         if "cls" in pooling and not encoder.has_cls:
             raise StudyError("this backbone has no class token", where="backbone.pooling", remedy='write "mean"')
-        self.encoder, self.see = encoder.module, encoder.see
+        self.encoder, self.see, self.made = encoder.module, encoder.see, encoder
+        self.anatomy, self.prefix = anatomy(encoder.module), None
         self.leading, self.pooling, self.sha256 = encoder.leading, pooling, encoder.sha256
+        self.pretrained = encoder.pretrained
         self.width, self.levels = encoder.width * (2 if pooling == "cls+mean" else 1), encoder.levels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     mean: Tensor
     std: Tensor
+    prefix: Prefix | None
+    """How it sees where its first part stays as it is; None where nothing is known to do so."""
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """What the encoder was trained to see; one channel broadcasts over the encoder's.
@@ -55,7 +60,10 @@ class Backbone(nn.Module):
 
     def encode(self, pixels: Tensor, *, maps: bool) -> Encoded:
         """Pooled features of a batch, and its maps if they are wanted."""
-        seen = self.see(self.encoder, self.normalised(pixels), maps)
+        if self.prefix is None:
+            seen = self.see(self.encoder, self.normalised(pixels), maps)
+        else:
+            seen = self.prefix.see(pixels, maps)
         if self.pooling == "mean" or seen.cls is None:
             return Encoded(seen.mean, seen.maps)
         return Encoded(seen.cls if self.pooling == "cls" else torch.cat([seen.cls, seen.mean], 1), seen.maps)
@@ -124,6 +132,9 @@ class Adapted:
         self.travelling, self.personal = tuple(self._parameters), tuple(self._personal)
         buffers = {name.rpartition(".")[0] for name, _ in network.named_buffers() if name in own}
         self._live = [network.get_submodule(name) for name in sorted(buffers)]
+        network.backbone.prefix = lasting(network, chained, frozenset((*self.travelling, *self.personal)))
+        if device.type != "cpu":  # there, one picture at a time costs more than is saved
+            network.backbone.prefix = None
 
     def read(self) -> Tensors:
         """Copies of what travels."""
@@ -173,6 +184,28 @@ class Adapted:
         if unclaimed:
             raise UpdateError("no adaptation of this study knows this tensor", where=min(unclaimed))
         return {name: values[name] for name in self._parameters}
+
+
+def lasting(network: Network, chained: Adaptation, changing: frozenset[str]) -> Prefix | None:
+    """The part of the backbone in front of all that is ``changing``, if pictures reach it as they are.
+
+    None where a part of it trains or is a site's own, where an adaptation changes pictures, or where the prefix is not
+    made as it was loaded: then it cannot be said to see tomorrow what it sees today.
+    """
+    backbone = network.backbone
+    if type(network) is not Network or type(backbone) is not Backbone or type(network.entry) is not nn.Identity:
+        return None
+    if chained.batch is not same_batch or backbone.see is not backbone.made.see or "forward" in vars(backbone):
+        return None
+    own, inside = "backbone.encoder.", {name for name in changing if name.startswith("backbone.")}
+    if any(not name.startswith(own) for name in inside):
+        return None
+    cut, blocks = (backbone.made.cut, None) if inside else (None, 0)
+    if inside:
+        blocks = whole_blocks(frozenset(name.removeprefix(own) for name in inside), cut, backbone.encoder)
+    if blocks is None or not untouched(backbone.encoder, backbone.anatomy, cut, blocks):
+        return None
+    return Prefix(backbone.made, cut, blocks, backbone.normalised)
 
 
 def _demand_same(name: str, own: Tensor, arrived: Tensor) -> None:

@@ -18,7 +18,7 @@ def explain(study: Study) -> dict[str, list[str]]:
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
-            f"The backbone is {study.backbone.reference}; what of it is not named here stays as it was pretrained.",
+            origin(study, pretrained=adapted.network.backbone.pretrained),
             *(method.explain() for method in study.adaptation),
             task(study).trained(study.backbone.pooling),
             f"Together {trained:,} of {whole:,} weights train ({trained / whole:.1%}): {factors:,} in the backbone's "
@@ -30,6 +30,17 @@ def explain(study: Study) -> dict[str, list[str]]:
         "What this does not promise": [NO_PRIVACY],
         "Digest": [study.digest],
     }
+
+
+def origin(study: Study, *, pretrained: bool) -> str:
+    """What the backbone is, and what becomes of the parts of it that nothing trains."""
+    reference = study.backbone.reference
+    if pretrained:
+        return f"The backbone is {reference}; what of it is not named here stays as it was pretrained."
+    return (
+        f"The backbone is {reference}. It was NOT pretrained: its weights are random, the same at every site, and what "
+        "of it is not named here stays random."
+    )
 
 
 def leaving(study: Study, size: int) -> list[str]:

@@ -50,7 +50,7 @@ from polyclinic.server.rounds import Observer
 from polyclinic.server.transport import brief
 from polyclinic.simulations import inprocess
 from polyclinic.simulations.ray_session import cluster, quiet
-from polyclinic.simulations.simulate import OWN
+from polyclinic.simulations.simulate import CACHE, OWN
 
 PATIENCE = 30.0
 """Seconds in which the runtime's threads must have ended once they are asked to."""
@@ -73,9 +73,11 @@ class FlowerEngine:
         cohort: Mapping[str, Site],
         workers: int,
         ray_address: str | None = None,
+        cache_mb: int = 0,
     ) -> None:
         self._study, self._manifest, self._folder, self._cohort = study, manifest.absolute(), folder.absolute(), cohort
         self._workers, self._address = max(1, min(workers, len(cohort))), ray_address
+        self._cache_mb = cache_mb
         adapted = network.build(study)
         self._initial, self.backbone = adapted.read(), adapted.network.backbone.sha256
         self._local: inprocess.Sequential | inprocess.Parallel | None = None
@@ -123,6 +125,8 @@ class FlowerEngine:
                 "study": str(self._folder / "study.toml"),
                 "manifest": str(self._manifest),
                 "own": str(self._folder / OWN),
+                "cache": str(self._folder / CACHE),
+                "cache_mb": self._cache_mb,
                 "policy": self._cohort[site].policy.model_dump_json(),
             }
             for number, site in enumerate(self.names())

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from polyclinic.client.cache import Cache
 from polyclinic.client.respond import Site, Workbench
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
@@ -51,8 +52,8 @@ class Sequential(InTurn):
 
     name = "inprocess"
 
-    def __init__(self, study: Study, sites: Mapping[str, Site]) -> None:
-        super().__init__(Workbench(study), sites)
+    def __init__(self, study: Study, sites: Mapping[str, Site], cache: Cache | None = None) -> None:
+        super().__init__(Workbench(study, cache=cache), sites)
         self._initial, self.backbone = self._bench.adapted.read(), self._bench.adapted.network.backbone.sha256
 
     def run(self, journal: Journal, observe: Observer) -> None:
@@ -77,13 +78,13 @@ class Parallel:
 
     name = "inprocess"
 
-    def __init__(self, study: Study, sites: Mapping[str, Site], workers: int) -> None:
-        bench = Workbench(study)
+    def __init__(self, study: Study, sites: Mapping[str, Site], workers: int, cache: Cache | None = None) -> None:
+        bench = Workbench(study, cache=cache)
         self._study, self._initial, self.backbone = study, bench.adapted.read(), bench.adapted.network.backbone.sha256
         self._size = {name: site.data.sizes()["train"][0] for name, site in sites.items()}
         self._dealt = deal(self._size, workers)
         forks = bench.device.type == "cpu" and sys.platform == "linux"  # elsewhere a fork with torch loaded is unsafe
-        begin = partial(_begin, study, dict(sites), self._initial, bench if forks else None)
+        begin = partial(_begin, study, dict(sites), self._initial, bench if forks else None, cache)
         self._crew = Crew(begin, workers, "fork" if forks else "spawn")
 
     def run(self, journal: Journal, observe: Observer) -> None:
@@ -117,10 +118,10 @@ class Parallel:
         self._crew.close()
 
 
-def engine(study: Study, sites: Mapping[str, Site], workers: int) -> Sequential | Parallel:
-    """One process, or as many as asked (never more than there are sites)."""
+def engine(study: Study, sites: Mapping[str, Site], workers: int, cache: Cache | None = None) -> Sequential | Parallel:
+    """One process, or as many as asked (never more than there are sites); they share what is remembered."""
     workers = min(workers, len(sites))
-    return Sequential(study, sites) if workers <= 1 else Parallel(study, sites, workers)
+    return Sequential(study, sites, cache) if workers <= 1 else Parallel(study, sites, workers, cache)
 
 
 def own_peak_mb() -> float:
@@ -129,8 +130,10 @@ def own_peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _begin(study: Study, sites: Mapping[str, Site], initial: Tensors, bench: Workbench | None) -> Work:
-    bench = bench or Workbench(study)
+def _begin(
+    study: Study, sites: Mapping[str, Site], initial: Tensors, bench: Workbench | None, cache: Cache | None
+) -> Work:
+    bench = bench or Workbench(study, cache=cache)
 
     def work(what: str, message: bytes) -> Any:
         if what == PEAK:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from polyclinic.client.cache import Cache
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.federation import federation_problems
 from polyclinic.client.data.manifest import Row, read_manifest, sites
 from polyclinic.client.keep import Keep
-from polyclinic.client.policy import Policy
+from polyclinic.client.policy import CACHE_MB, Policy
 from polyclinic.client.respond import Site
 from polyclinic.core import files
 from polyclinic.core.errors import DataError, RunError
@@ -33,10 +35,16 @@ from polyclinic.simulations.inprocess import Engine, engine
 OWN = "own"
 """Folder of a run in which the simulated sites' own states lie: what in a live federation each keeps at home."""
 
+CACHE = "cache"
+"""Folder of a run, while it runs, in which features of frozen parts of the backbone are remembered."""
+
 
 @dataclass(frozen=True)
 class Options:
-    """How a simulation is carried out; on CPUs of one kind none of it changes a bit of the result."""
+    """How a simulation is carried out; on CPUs of one kind none of it changes a bit of the result.
+
+    ``cache_mb`` is how many MiB of the run folder remembered features may take while it runs; 0 for none.
+    """
 
     engine: str = "inprocess"
     workers: int = 1
@@ -44,6 +52,7 @@ class Options:
     baselines: bool = False
     resume: bool = False
     policy: Policy = field(default_factory=Policy)
+    cache_mb: int = CACHE_MB
 
 
 def simulate(
@@ -70,16 +79,18 @@ def simulate(
             finish(study, journal, folder, engine=machine.name, backbone=machine.backbone, peak_rss_mb=peak)
     finally:
         machine.close()
+        shutil.rmtree(folder / CACHE, ignore_errors=True)
     return Run(folder)
 
 
 def start(study: Study, manifest: Path, folder: Path, cohort: Mapping[str, Site], options: Options) -> Engine:
     """The engine that the options name."""
     if options.engine == "inprocess":
-        return engine(study, cohort, options.workers)
+        cache = Cache(folder.absolute() / CACHE, options.cache_mb * 2**20) if options.cache_mb else None
+        return engine(study, cohort, options.workers, cache)
     from polyclinic.simulations.flower import FlowerEngine
 
-    return FlowerEngine(study, manifest, folder, cohort, options.workers, options.ray_address)
+    return FlowerEngine(study, manifest, folder, cohort, options.workers, options.ray_address, options.cache_mb)
 
 
 def gather(

@@ -120,11 +120,22 @@ def unwrap(model: nn.Module) -> None:
     from peft.utils import ModulesToSaveWrapper
 
     for name, layer in wrapped(model):
-        layer.merge()
+        _merge(layer)
         _replace(model, name, layer.get_base_layer())
     for name, module in list(model.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
             _replace(model, name, module.modules_to_save["default"])
+
+
+def _merge(layer: Any) -> None:
+    """As peft does it; but a convolution over volumes with a kernel of one, at which peft fails, here."""
+    base = layer.get_base_layer()
+    if not isinstance(base, nn.Conv3d) or set(base.kernel_size) != {1}:
+        layer.merge()
+        return
+    down, up = (weights["default"].weight for weights in (layer.lora_A, layer.lora_B))
+    with torch.no_grad():
+        base.weight.add_(torch.einsum("orxyz,rixyz->oixyz", up, down), alpha=layer.scaling["default"])
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from polyclinic.core.study import Study
 
 ENCODER = "backbone.encoder."
-_EVERYTHING = frozenset({"linear layers", "norms", "biases", "embeddings"})
+_EVERYTHING = frozenset({"linear layers", "convolutions", "norms", "biases", "embeddings"})
 _BY_ITSELF = "no layer mixes pictures"
 
 

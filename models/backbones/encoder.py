@@ -30,6 +30,9 @@ class Seen:
 See = Callable[[nn.Module, Tensor, bool], Seen]
 """(module, normalised pixels [N, channels, (D,) S, S], whether maps are wanted) → what it sees."""
 
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, std) per channel, of pixels in [0, 1]."""
+
 Parts = tuple[Tensor, ...]
 """What the first blocks leave to the later ones: tensors of a row an image."""
 
@@ -119,7 +122,7 @@ def encoder(
     module: nn.Module,
     view: View,
     channels: int,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+    normalisation: Normalisation,
     sha256: str,
     *,
     volumes: bool = False,

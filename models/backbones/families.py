@@ -86,7 +86,10 @@ FAMILIES = {
         "DINOv3ViT", TRANSFORMER, partial(tokens.view, Plain("model.layer", "norm", rotary=True)), _patch
     ),
     "dinov3_convnext": Family(
-        "DINOv3ConvNext", ("hidden_sizes", "depths"), hierarchical.convnext, lambda s: _coarsest({"patch_size": 4} | s)
+        "DINOv3ConvNext",
+        ("hidden_sizes", "depths"),
+        hierarchical.convnext,
+        lambda settings: _coarsest({"patch_size": 4} | dict(settings)),
     ),
     "swin": Family(
         "Swin",

@@ -50,17 +50,17 @@ def check_hash(weights: bytes, pinned: str | None, where: str) -> str:
     return found
 
 
-def demand_multiple(image_size: int, step: int, what: str) -> None:
+def demand_multiple(side: int, step: int, what: str, key: str = "image_size") -> None:
     """Nothing, if pictures of that side can be seen in whole steps; else BackboneError with the nearest side."""
-    if image_size % step:
+    if side % step:
         raise BackboneError(
-            f"image_size {image_size} is no multiple of the {what} {step}",
-            where="data.image_size",
-            remedy=f"take {max(1, round(image_size / step)) * step}",
+            f"{key} {side} is no multiple of the {what} {step}",
+            where=f"data.{key}",
+            remedy=f"take {max(1, round(side / step)) * step}",
         )
 
 
 def unfit(failure: Exception, where: str) -> BackboneError:
     """What is said of weights and a configuration that are not for each other."""
-    problem = f"weights and configuration do not fit: {failure}"
+    problem = f"weights and configuration do not fit: {' '.join(str(failure).split())}"
     return BackboneError(problem, where=where, remedy="get both from the same place, whole")

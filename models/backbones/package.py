@@ -38,6 +38,8 @@ def package(name: str, image_size: int, sha256: str | None, depth: int | None = 
     found = check_hash(weights, lite0.SHA256, where)
     module = lite0.load(path, image_size)
     plain_pointwise(module)
+    module._conv_last = module._conv_head  # peft takes whatever ends in "head" for the head that is trained
+    del module._conv_head
     return encoder(module, view(module), 3, lite0.NORMALISATION, found)
 
 
@@ -60,9 +62,9 @@ def view(module: Any) -> View:
             flow = block(flow)
             if maps and i in LOOKED:
                 found.append(flow)
-        mean = net._swish(net._bn1(net._conv_head(flow))).mean(dim=(2, 3))
+        mean = net._swish(net._bn1(net._conv_last(flow))).mean(dim=(2, 3))
         return Seen(mean, maps=tuple(found))
 
     widths = [module._blocks[i]._project_conv.out_channels for i in LOOKED]
     levels = tuple(Level(width, 4 * 2**i) for i, width in enumerate(widths))
-    return View(see, module._conv_head.out_channels, levels, has_cls=False)
+    return View(see, module._conv_last.out_channels, levels, has_cls=False)

@@ -50,6 +50,16 @@ def at_most(name: str, ours: list[float], theirs: list[float], goal: float) -> M
     return Measured(name, round(ratio, 4), f"<= {goal}", ratio <= goal, detail=detail)
 
 
+def at_least(name: str, theirs: list[float], ours: list[float], goal: float, **more: float) -> Measured:
+    """How many times faster we are: the ratio of the medians of two lists that were measured in turn."""
+    ratio = median(theirs) / median(ours)
+    detail: dict[str, float | list[float]] = {
+        "ours": [round(x, 3) for x in ours],
+        "theirs": [round(x, 3) for x in theirs],
+    }
+    return Measured(name, round(ratio, 4), f">= {goal}", ratio >= goal, detail=detail | more)
+
+
 def federation(folder: Path, sites: int, patients: int) -> Path:
     """A manifest of ``sites`` synthetic centres with ``patients`` patients each."""
     return write_centres(folder, tuple(Centre(f"site{i:03d}", patients) for i in range(sites)), seed=1)

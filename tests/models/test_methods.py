@@ -38,6 +38,7 @@ TRAINS = {
     "lora": ATTENTION + r"lora_[AB]\.default\.weight",
     "rslora": ATTENTION + r"lora_[AB]\.default\.weight",
     "dora": ATTENTION + r"lora_([AB]\.default|magnitude_vector\.default)\.weight",
+    "conv_lora": r"backbone\.encoder\.embeddings\.patch_embeddings\.projection\.lora_[AB]\.default\.weight",
     "pissa": ATTENTION + r"lora_[AB]\.default\.weight|backbone\.pissa_start",
     "loha": ATTENTION + r"hada_w[12]_[ab]\.default",
     "lokr": ATTENTION + r"lokr_w[12](_[ab])?\.default",

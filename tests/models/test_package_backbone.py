@@ -45,7 +45,7 @@ def test_convolutions_of_one_pixel_are_torchs_own_so_that_methods_find_them() ->
     holder = torch.nn.Module()
     holder.backbone = package(NAME, 64, None).module
     found = convolutions(holder)
-    assert "backbone._conv_head" in found
+    assert "backbone._conv_last" in found
     assert len(found) == 32  # an expansion in all blocks but the first, a projection in all 16, and the head
 
 
