@@ -7,7 +7,7 @@ in ``polyclinic.models.laws``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import permutations
 from operator import add
@@ -46,8 +46,7 @@ def check_statistic(zero: Statistic, samples: Sequence[Statistic]) -> None:
     for a, b, c in permutations(samples[:3]):
         hold(a + b == b + a, f"adding '{name}' depends on the order")
         hold((a + b) + c == a + (b + c), f"adding '{name}' depends on the grouping")
-    row = list(samples)
-    for order in (row[::-1], row[1:] + row[:1]):
+    for order in (samples[::-1], [*samples[1:], samples[0]]):
         hold(reduce(add, order) == total, f"adding '{name}' depends on the order")
     for one in (zero, *samples, total):
         _check_travel(one)
@@ -84,7 +83,7 @@ def check_strategy(strategy: Any, reference: Tensors, updates: Sequence[Update])
         "an update was changed by adding it",
     )
     _check_state(result, reference, "finish()")
-    _refused(lambda: strategy.finish(strategy.init(reference)), "finish() gives a result of no update")
+    _refused("finish() gives a result of no update", strategy.finish, strategy.init(reference))
 
 
 def check_step(step: Any, reference: Tensors, aggregates: Sequence[Tensors]) -> None:
@@ -120,26 +119,21 @@ def _check_travel(one: Any) -> None:
 
 def _check_refusals(one: Any) -> None:
     """What is damaged on its way is refused, or a statistic again; never another error."""
-    told = one.fields()
-    _refused(lambda: type(one).from_fields(told | {"beyond": 1}), f"'{one.name}' takes a field that it does not have")
+    told, read, name = one.fields(), type(one).from_fields, one.name
+    _refused(f"'{name}' takes a field that it does not have", read, told | {"beyond": 1})
+    _refused(f"'{name}' takes fewer than no patients", read, told | {"patients": -1})
+    wrong: tuple[Any, ...] = ({}, None, 1.5, [["x"]], [[1], [1, 2]], True)
     for field in told:
-        less = {key: value for key, value in told.items() if key != field}
-        _refused(lambda less=less: type(one).from_fields(less), f"'{one.name}' is made without '{field}'")
-        wrongs: tuple[Any, ...] = ({}, None, 1.5, [["x"]], [[1], [1, 2]], 2**70, True)
-        for wrong in wrongs:
-            wronged = told | {field: wrong}
-            if isinstance(told[field], int) and wrong == 2**70:
-                continue  # a sum without bounds may be as large
-            _refused(
-                lambda wronged=wronged: type(one).from_fields(wronged),
-                f"'{one.name}' takes {wrong!r} for '{field}'",
-            )
-    _refused(lambda: type(one).from_fields(told | {"patients": -1}), f"'{one.name}' takes fewer than no patients")
+        _refused(f"'{name}' is made without '{field}'", read, {key: told[key] for key in told.keys() - {field}})
+        for value in wrong:
+            _refused(f"'{name}' takes {value!r} for '{field}'", read, told | {field: value})
     for field, damaged in _damages(told):
         try:
-            type(one).from_fields(told | {field: damaged})
+            read(told | {field: damaged})
         except UpdateError:
             continue
+        except Exception as failure:
+            raise AssertionError(f"'{name}' fails over a damaged '{field}': {failure!r}") from failure
 
 
 def _damages(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -154,10 +148,10 @@ def _damages(told: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((field, other.tolist()) for other in (-array, array + 1, array[:-1], array[None]))
 
 
-def _refused(attempt: Any, sentence: str) -> None:
+def _refused(sentence: str, attempt: Callable[..., object], *given: Any) -> None:
     """Raises AssertionError unless the attempt raises UpdateError."""
     try:
-        attempt()
+        attempt(*given)
     except UpdateError:
         return
     except Exception as failure:

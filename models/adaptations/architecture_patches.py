@@ -192,9 +192,9 @@ def pi_resized(kernel: Tensor, size: int) -> Tensor:
     old = kernel.shape[-1]
     basis = torch.eye(old**2, dtype=torch.float64).reshape(old**2, 1, old, old)
     transposed = F.interpolate(basis, size=(size, size), mode="bilinear").reshape(old**2, size**2)  # Bᵀ
-    flat: Tensor = kernel.detach().to(torch.float64).flatten(2) @ torch.linalg.pinv(transposed).T
-    resized: Tensor = flat.to(kernel.dtype).unflatten(-1, (size, size))
-    return resized
+    flat = kernel.detach().to(torch.float64).flatten(2) @ torch.linalg.pinv(transposed).T
+    result: Tensor = flat.to(kernel.dtype).unflatten(-1, (size, size))
+    return result
 
 
 def _flat_patches(encoder: Encoder) -> tuple[Any, Any, nn.Conv2d]:

@@ -17,7 +17,7 @@ from polyclinic.simulations.centres import Centre, write_centres
 
 @dataclass(frozen=True)
 class Measured:
-    """One figure of one run: a ratio (measured side by side) or a value, its goal or "none", and on what it was had."""
+    """One figure of one run: a ratio (measured side by side) or a value, its goal (or "none"), and on what."""
 
     name: str
     value: float
