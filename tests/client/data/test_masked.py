@@ -1,3 +1,4 @@
+# ruff: noqa: E501 -- a case a line
 """Masks lie on their pictures, whatever becomes of them; what does not lie on its picture is refused by name."""
 
 from __future__ import annotations
