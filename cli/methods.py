@@ -79,7 +79,7 @@ def _lines(name: str, kind: type[Method]) -> str:
 
     knobs = {key: field.default for key, field in kind.model_fields.items() if not field.is_required()}
     table = tomli_w.dumps({"method": name} | {key: value for key, value in knobs.items() if key != "method"})
-    return f"[[adaptation]]\n{table}"
+    return f"[[adaptation]]\n{table}{tomli_w.dumps(kind.demands)}"
 
 
 def _tell(entry: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -42,6 +43,8 @@ class Method(Config):
     """Which of the model's places (entry, neck, head) hold something of its own; two that share one are refused."""
     relies_on: ClassVar[frozenset[str]] = frozenset()
     """Which of these must stay what the study's task and backbone make of them: refused beside one that fills them."""
+    demands: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
+    """What else a study must say for it, section by section: printed by ``polyclinic methods``, held by ``check``."""
     low_rank: ClassVar[bool] = False
     """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
     merges: ClassVar[bool] = True

@@ -6,11 +6,11 @@ import hashlib
 import tomllib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import rfc8785
 import tomli_w
-from pydantic import Field, SerializeAsAny, field_serializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, field_validator, model_validator
 
 from polyclinic.core.config import Config, Duration, Method, parse, resolve
 from polyclinic.core.errors import StudyError
@@ -122,6 +122,13 @@ class Backbone(Config):
     pooling: Literal["cls", "mean", "cls+mean"] = "cls+mean"
 
 
+NO_CLIPPING = "none"
+Norm = Annotated[
+    Annotated[float, Field(gt=0.0)] | None, BeforeValidator(lambda told: None if told == NO_CLIPPING else told)
+]
+"""Length to which a gradient is cut; ``"none"`` (TOML has no null) leaves it as it is."""
+
+
 class Training(Config):
     """The local loop of one round. Give ``epochs`` or ``steps`` (batches), not both.
 
@@ -138,9 +145,13 @@ class Training(Config):
     steps: int | None = Field(default=None, ge=1)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_rounds: int = Field(default=0, ge=0)
-    clip_norm: float | None = Field(default=1.0, gt=0.0)
+    clip_norm: Norm = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=1, ge=1)
+
+    @field_serializer("clip_norm")
+    def _said(self, norm: float | None) -> float | str:
+        return NO_CLIPPING if norm is None else norm
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

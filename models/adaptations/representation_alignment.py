@@ -160,7 +160,7 @@ class Mmd(Aligning):
         federation = mean / seen
 
         def aligned(model: nn.Module, batch: Batch) -> Tensor:
-            z = cast(FourierMeans, model.mmd)(batch.features)
+            z: Tensor = cast(FourierMeans, model.mmd)(batch.features)
             apart: Tensor = (z.mean(dim=0) - federation).square().sum()
             return objective(model, batch) + self.weight * apart
 

@@ -25,7 +25,7 @@ from polyclinic.models import network
 from polyclinic.models.export import load_adapted, write_adapter
 from polyclinic.models.network import plain
 from polyclinic.strategies.mean import MeanStrategy
-from tests.models.test_methods import BEFORE, KNOBS, NO_VIT, frozen
+from tests.models.test_methods import BEFORE, KNOBS, NO_VIT, TRAINING, frozen
 
 SIDE = 32
 TASKS = {
@@ -48,10 +48,11 @@ CASES = [(task, method) for task in TASKS for method in fitting(task)]
 def study_of(task: str, method: str, vit: Path) -> Study:
     first = "" if registry.load("adaptations", method).adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
     first += BEFORE.get(method, "")
+    training = TRAINING.get(method, "learning_rate = 5e-3\n")
     return studies.loads(
         f'[study]\nname = "dense"\nseed = 3\n[data]\nimage_size = {SIDE}\ncolour = "grey"\nboxes = "boxes.csv"\n'
         f'[backbone]\nreference = "file:{vit}"\n{TASKS[task]}{first}[[adaptation]]\nmethod = "{method}"\n'
-        f"{MORE.get(method, KNOBS.get(method, ''))}\n[training]\nlearning_rate = 5e-3\nbatch_size = 8\n[rounds]\ncount = 2\n"
+        f"{MORE.get(method, KNOBS.get(method, ''))}\n[training]\nbatch_size = 8\n{training}[rounds]\ncount = 2\n"
     )
 
 

@@ -62,6 +62,7 @@ TRAINS = {
     "whiten": ATTENTION + r"lora_[AB]\.default\.weight|neck\.(mean|second|seen)",
     "coral": ATTENTION + r"lora_[AB]\.default\.weight|coral\.(mean|second|seen)",
     "mmd": ATTENTION + r"lora_[AB]\.default\.weight|mmd\.(mean|seen)",
+    "scaffold": ATTENTION + r"lora_[AB]\.default\.weight|scaffold\.control",
     "fedproto": ATTENTION + r"lora_[AB]\.default\.weight|prototypes\.(mass|share)",
 }
 """Method → regular expression over what trains and travels, the head aside, on the tiny ViT."""
@@ -93,6 +94,10 @@ OWN = (
 """Methods for which peft has no form."""
 OTHERWISE = {"vpt", "tome", "prune", "patch_size", "inflate"}
 """Methods whose model does not begin as the frozen one, as their papers have it."""
+TRAINING = {
+    "scaffold": 'learning_rate = 0.5\noptimiser = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\nclip_norm = "none"\n'
+}
+"""Methods that need the plainest of steps."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
 BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\nshare = 0.5\n'}
@@ -108,13 +113,13 @@ METHODS = sorted(set(registry.names("adaptations")) - NO_VIT)
 
 def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
     adapts = registry.load("adaptations", method).adapts
-    first = TASK.get(method, "")
+    first, training = TASK.get(method, ""), TRAINING.get(method, "learning_rate = 5e-3\n")
     first += "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
     first += BEFORE.get(method, "")
     return studies.loads(
         f'[study]\nname = "tiny"\nseed = 3\n[data]\nimage_size = 32\ncolour = "grey"\n{DATA.get(method, "")}'
         f'[backbone]\nreference = "file:{vit}"\n{first}[[adaptation]]\nmethod = "{method}"\n{KNOBS.get(method, "")}\n'
-        f"[training]\nlearning_rate = 5e-3\nbatch_size = 8\n[rounds]\ncount = {rounds}\n"
+        f"[training]\nbatch_size = 8\n{training}[rounds]\ncount = {rounds}\n"
     )
 
 
