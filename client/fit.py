@@ -76,6 +76,7 @@ def step(
 ) -> None:
     """One step on the images at ``chosen``."""
     given = Views(scaled(begun.pool.pixels[chosen], adapted.device), begun.pool.targets[chosen].to(adapted.device))
+    given = begun.task.cropped(given, generator)
     views = adapted.chain.batch(adapted.network, begun.task, given, generator)
     with autocast(training, adapted.device):
         encoded = adapted.network.encode(views.pixels)
@@ -102,9 +103,14 @@ def start(
     """What an objective may know when a round begins; the global model shares the frozen weights of ``adapted``."""
 
     def of_anchor(pixels: Tensor, *, features: bool) -> Tensor:
+        given = {"features": features}
+
+        def called(seen: Tensor) -> Tensor:
+            output: Tensor = torch.func.functional_call(adapted.network, dict(anchor), (seen,), given)
+            return output
+
         with torch.no_grad(), autocast(training, adapted.device):
-            given = {"features": features}
-            output: Tensor = torch.func.functional_call(adapted.network, dict(anchor), (pixels,), given)
+            output = called(pixels) if features else task.infer(called, pixels)
         return output.float()
 
     def of_frozen(pixels: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polyclinic.core.errors import DataError, StudyError, UpdateError
 from polyclinic.core.seeds import derive
@@ -21,16 +22,24 @@ class Backbone(nn.Module):
     """An encoder with its normalisation and pooling: pixels [N, C, (D,) S, S] in [0, 1] → features [N, width].
 
     Grey pictures (C = 1) are repeated over the encoder's channels; colour is refused by an encoder of one channel.
+    Where the model sees windows of ``size``, along (D,) H, W, features of whole pictures are those of pictures shrunk
+    to it.
     """
 
     def __init__(
-        self, encoder: backbones.Encoder, mean: tuple[float, ...], std: tuple[float, ...], pooling: str
+        self,
+        encoder: backbones.Encoder,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pooling: str,
+        size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         if "cls" in pooling and not encoder.has_cls:
             raise StudyError("this backbone has no class token", where="backbone.pooling", remedy='write "mean"')
         self.encoder, self.see = encoder.module, encoder.see
         self.leading, self.pooling, self.sha256 = encoder.leading, pooling, encoder.sha256
+        self.size = size
         self.width, self.levels = encoder.width * (2 if pooling == "cls+mean" else 1), encoder.levels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -62,7 +71,12 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pooled features of a batch."""
-        return self.encode(pixels, maps=False).pooled
+        return self.encode(self.shrunk(pixels), maps=False).pooled
+
+    def shrunk(self, pixels: Tensor) -> Tensor:
+        """Whole pictures as large as what the model sees at once."""
+        fits = self.size is None or pixels.shape[2:] == self.size
+        return pixels if fits else F.interpolate(pixels, size=self.size, mode="area")
 
 
 class Network(nn.Module):
@@ -93,8 +107,9 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor, *, features: bool = False) -> Tensor:
         """Outputs of a batch, or its pooled features."""
-        encoded = self.encode(pixels)
-        return encoded.pooled if features else self.decide(encoded)
+        if features:
+            return self.encode(self.backbone.shrunk(pixels)).pooled
+        return self.decide(self.encode(pixels))
 
 
 class Adapted:
@@ -193,12 +208,15 @@ def task(study: Study) -> Task:
 
 def plain(study: Study) -> Network:
     """The study's network before anything is fitted in; its head is drawn from the study's seed."""
-    encoder = backbones.load(study)
+    predicts = task(study)
+    seen = predicts.seen(study.data)
+    encoder = backbones.load(study.model_copy(update={"data": seen}))
     _demand_depth(study, encoder)
     mean, std = backbones.normalisation(study, encoder)
-    backbone, predicts = Backbone(encoder, mean, std, study.backbone.pooling), task(study)
+    size = (*(() if seen.depth is None else (seen.depth,)), seen.image_size, seen.image_size)
+    backbone = Backbone(encoder, mean, std, study.backbone.pooling, None if seen == study.data else size)
     generator = torch.Generator().manual_seed(derive(study.study.seed, "head"))
-    shape = Shape(backbone.width, backbone.levels, study.data.image_size, study.data.depth, encoder.channels)
+    shape = Shape(backbone.width, backbone.levels, seen.image_size, seen.depth, encoder.channels)
     return Network(backbone, predicts.head(shape, generator), dense=predicts.dense)
 
 
