@@ -98,6 +98,7 @@ def step(
 ) -> None:
     """One step on the images at ``chosen``."""
     given = Views(scaled(begun.pool.pixels[chosen], adapted.device), begun.pool.targets[chosen].to(adapted.device))
+    given = begun.task.cropped(given, generator)
     views = adapted.chain.batch(adapted.network, begun.task, given, generator)
     with autocast(training, adapted.device):
         encoded = adapted.network.encode(views.pixels)
@@ -129,9 +130,14 @@ def start(
     own = {name: tensor.to(adapted.device) for name, tensor in adapted.read_personal().items()}
 
     def of_anchor(pixels: Tensor, *, features: bool) -> Tensor:
+        given = {"features": features}
+
+        def called(seen: Tensor) -> Tensor:
+            output: Tensor = torch.func.functional_call(adapted.network, {**anchor, **own}, (seen,), given)
+            return output
+
         with torch.no_grad(), autocast(training, adapted.device), at_rest(adapted.network):
-            given = {"features": features}
-            output: Tensor = torch.func.functional_call(adapted.network, {**anchor, **own}, (pixels,), given)
+            output = called(pixels) if features else task.infer(called, pixels)
         return output.float()
 
     def of_frozen(pixels: Tensor) -> Tensor:

@@ -132,6 +132,9 @@ class Task(Protocol):
     def exclusive(self) -> bool:
         """Whether an image has exactly one class."""
 
+    def seen(self, data: Data) -> Data:
+        """How large what the model sees at once is, as settings of data: a window's size, or that of whole pictures."""
+
     def head(self, shape: Shape, generator: torch.Generator) -> nn.Module:
         """A head as training begins, drawn from the generator alone: pooled [N, width] or maps → outputs [N, …].
 
@@ -145,6 +148,9 @@ class Task(Protocol):
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Mean loss of outputs [N, …] against targets [N, …]."""
 
+    def cropped(self, views: Views, generator: torch.Generator) -> Views:
+        """What of a training batch the model sees: as it is, or a window of each picture, of the size of ``seen``."""
+
     def moved(self, target: Tensor, inverse: Tensor) -> Tensor:
         """Targets of pictures that were moved: ``inverse`` [N, 2, 3] maps places after the move to those before it.
 
@@ -155,7 +161,7 @@ class Task(Protocol):
     def presence(self, target: np.ndarray) -> np.ndarray:
         """Which classes targets [N, …] hold: indices [N] if ``exclusive``, else 0 or 1 [N, classes]."""
 
-    def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
+    def infer(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """Outputs [N, …] for whole pictures [N, C, (D,) S, S]; a task may slide a window over them."""
 
     def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
@@ -245,7 +251,7 @@ class Start:
     Attributes:
         round: 1, 2, …
         anchor: the global tensors.
-        forward: pixels → outputs of the global model, without a gradient.
+        forward: pixels → outputs of the global model, without a gradient; of whole pictures or of windows.
         features: pixels → its pooled features, likewise.
         frozen: pixels → pooled features of the backbone as it was pretrained, likewise.
         task: the study's.

@@ -17,7 +17,7 @@ from polyclinic.core.update import Tensors, decode, encode
 from polyclinic.models.adaptations.injected import ROOT, unworried, unwrap
 from polyclinic.models.backbones import quiet
 from polyclinic.models.contracts import PeftForm
-from polyclinic.models.network import Adapted, build, plain
+from polyclinic.models.network import Adapted, build, plain, task
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "polyclinic.json"
 HEAD, ENCODER = "head.", "encoder.safetensors"
@@ -127,7 +127,7 @@ def write_merged(study: Study, adapter: Path, folder: Path) -> None:
         "study_digest": study.digest,
         "backbone": study.backbone.reference,
         "task": study.task.model_dump(mode="json"),
-        "image_size": study.data.image_size,
+        "image_size": task(study).seen(study.data).image_size,
         "mean": merged.backbone.mean.flatten().tolist(),
         "std": merged.backbone.std.flatten().tolist(),
         "pooling": study.backbone.pooling,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from polyclinic.core.errors import DataError, StudyError, UpdateError
 from polyclinic.core.seeds import derive
@@ -22,10 +23,17 @@ class Backbone(nn.Module):
     """An encoder with its normalisation and pooling: pixels [N, C, (D,) S, S] in [0, 1] → features [N, width].
 
     Grey pictures (C = 1) are repeated over the encoder's channels; colour is refused by an encoder of one channel.
+    Where the model sees windows of ``size``, along (D,) H, W, features of whole pictures are those of pictures shrunk
+    to it.
     """
 
     def __init__(
-        self, encoder: backbones.Encoder, mean: tuple[float, ...], std: tuple[float, ...], pooling: str
+        self,
+        encoder: backbones.Encoder,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        pooling: str,
+        size: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         if "cls" in pooling and not encoder.has_cls:
@@ -33,7 +41,7 @@ class Backbone(nn.Module):
         self.encoder, self.see, self.made = encoder.module, encoder.see, encoder
         self.anatomy, self.prefix = anatomy(encoder.module), None
         self.leading, self.pooling, self.sha256 = encoder.leading, pooling, encoder.sha256
-        self.pretrained = encoder.pretrained
+        self.pretrained, self.size = encoder.pretrained, size
         self.width, self.levels = encoder.width * (2 if pooling == "cls+mean" else 1), encoder.levels
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -70,7 +78,12 @@ class Backbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pooled features of a batch."""
-        return self.encode(pixels, maps=False).pooled
+        return self.encode(self.shrunk(pixels), maps=False).pooled
+
+    def shrunk(self, pixels: Tensor) -> Tensor:
+        """Whole pictures as large as what the model sees at once."""
+        fits = self.size is None or pixels.shape[2:] == self.size
+        return pixels if fits else F.interpolate(pixels, size=self.size, mode="area")
 
 
 class Network(nn.Module):
@@ -101,8 +114,9 @@ class Network(nn.Module):
 
     def forward(self, pixels: Tensor, *, features: bool = False) -> Tensor:
         """Outputs of a batch, or its pooled features."""
-        encoded = self.encode(pixels)
-        return encoded.pooled if features else self.decide(encoded)
+        if features:
+            return self.encode(self.backbone.shrunk(pixels)).pooled
+        return self.decide(self.encode(pixels))
 
 
 class Adapted:
@@ -260,12 +274,15 @@ def plain(study: Study) -> Network:
     Raises:
         StudyError: the backbone is for flat pictures and the study has volumes, or the other way round.
     """
-    encoder = _chained(study).recast(backbones.load(study), study.data)
+    predicts = task(study)
+    seen = predicts.seen(study.data)
+    encoder = _chained(study).recast(backbones.load(study.model_copy(update={"data": seen})), seen)
     _demand_dimensions(study, encoder)
     mean, std = backbones.normalisation(study, encoder)
-    backbone, predicts = Backbone(encoder, mean, std, study.backbone.pooling), task(study)
+    size = (*(() if seen.depth is None else (seen.depth,)), seen.image_size, seen.image_size)
+    backbone = Backbone(encoder, mean, std, study.backbone.pooling, None if seen == study.data else size)
     generator = torch.Generator().manual_seed(derive(study.study.seed, "head"))
-    shape = Shape(backbone.width, backbone.levels, study.data.image_size, study.data.depth, encoder.channels)
+    shape = Shape(backbone.width, backbone.levels, seen.image_size, seen.depth, encoder.channels)
     return Network(backbone, predicts.head(shape, generator), dense=predicts.dense)
 
 

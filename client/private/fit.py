@@ -100,6 +100,7 @@ def portions(
         whose = torch.tensor([number for number, unit in enumerate(units) for _ in unit], device=adapted.device)
         pixels = begun.pool.pixels[indices].to(adapted.device).float().div_(255.0)
         given = Views(pixels, begun.pool.targets[indices].to(adapted.device))
+        given = begun.task.cropped(given, generator)
         yield Portion(adapted.chain.batch(adapted.network, begun.task, given, generator), whose, len(units))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
 from polyclinic.core.statistics.outcome import Outcome, tally
-from polyclinic.models.contracts import Example, Findings, Needs, Shape
+from polyclinic.core.study import Data
+from polyclinic.models.contracts import Example, Findings, Needs, Shape, Views
 from polyclinic.models.tasks.drawing import flat
 
 
@@ -57,6 +58,14 @@ class Classification(Method):
     def exclusive(self) -> bool:
         """Whether an image has exactly one class."""
         return self.kind != "multilabel"
+
+    def seen(self, data: Data) -> Data:
+        """Whole pictures."""
+        return data
+
+    def cropped(self, views: Views, generator: torch.Generator) -> Views:
+        """The pictures as they are."""
+        return views
 
     def head(self, shape: Shape, generator: torch.Generator) -> nn.Linear:
         """A linear head on the pooled features."""
@@ -123,10 +132,9 @@ class Classification(Method):
         """The targets themselves."""
         return target
 
-    def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
+    def infer(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """One pass."""
-        output: Tensor = model(pixels)
-        return output
+        return model(pixels)
 
     def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
         """Logits and targets as they are."""

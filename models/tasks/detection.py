@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from polyclinic.core.config import Method
 from polyclinic.core.errors import DataError, StudyError
 from polyclinic.core.statistics.detected import IOUS, Detected, tally
-from polyclinic.models.contracts import Example, Findings, Needs, Shape
+from polyclinic.models.contracts import Example, Findings, Needs, Shape, Views
 from polyclinic.models.heads.fcos import aims, drawn, fcos
 from polyclinic.models.tasks import drawing
 from polyclinic.models.tasks.boxes import carried, giou, kept, matched
 
 if TYPE_CHECKING:
-    from polyclinic.core.study import Study
+    from polyclinic.core.study import Data, Study
 
 CANDIDATES = 1000
 """Cells with the highest scores of an image from which boxes are made; as FCOS."""
@@ -130,7 +130,15 @@ class Detection(Method):
         each = target[..., 0, None] == np.arange(len(self.classes))
         return np.asarray(each.sum(axis=1, dtype=np.int64))
 
-    def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
+    def seen(self, data: Data) -> Data:
+        """Whole pictures."""
+        return data
+
+    def cropped(self, views: Views, generator: torch.Generator) -> Views:
+        """As they are."""
+        return views
+
+    def infer(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
         """One pass."""
         output: Tensor = model(pixels)
         return output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core.config import Method
+from polyclinic.core.errors import StudyError
 from polyclinic.core.statistics.segmented import Segmented, tally
-from polyclinic.models.contracts import IGNORED, Example, Findings, Needs, Shape
+from polyclinic.core.study import Data, Study
+from polyclinic.models.contracts import IGNORED, Example, Findings, Needs, Shape, Views
 from polyclinic.models.heads.decoder import decoder
 from polyclinic.models.tasks import mask_losses
 from polyclinic.models.tasks.drawing import FOUND, TRUE, flat, outlined
 from polyclinic.models.tasks.mask_figures import compared
+from polyclinic.models.tasks.windows import cropped, slid
 
 CRITERIA = {
     "dice_ce": "Dice and cross-entropy",
@@ -38,6 +41,9 @@ class Segmentation(Method):
     ``boundary_weight`` times the boundary loss of Kervadec et al. 2019 (arXiv 1812.07032), in pixels; the authors begin
     with 0.01. ``unit`` is that of distances and volumes, and of ``tolerance``, the distance within which the surface
     Dice takes two surfaces for one; "mm" needs masks that say how large their pixels are.
+
+    With ``window`` (the side of a square) and ``window_depth`` the model sees a part of a picture or volume at once: in
+    training one random window of each, in use windows that overlap by ``overlap`` (MONAI's sliding window).
     """
 
     needs: ClassVar[Needs] = "mask"
@@ -52,6 +58,9 @@ class Segmentation(Method):
     boundary_weight: float = Field(default=0.01, gt=0.0)
     unit: Literal["pixel", "mm"] = "pixel"
     tolerance: float = Field(default=1.0, ge=0.0, le=1000.0)
+    window: int | None = Field(default=None, ge=16, le=2048)
+    window_depth: int | None = Field(default=None, ge=4, le=1024)
+    overlap: float = Field(default=0.25, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
     def _meant(self) -> Self:
@@ -75,6 +84,31 @@ class Segmentation(Method):
     def options(self) -> int:
         """Background and classes."""
         return len(self.classes) + 1
+
+    def check(self, study: Study) -> None:
+        """Refuses windows that are larger than the pictures."""
+        for key, part, whole in (
+            ("window", self.window, study.data.image_size),
+            ("window_depth", self.window_depth, study.data.depth or 0),
+        ):
+            if part is not None and part > whole:
+                raise StudyError(
+                    f"a window of {part} does not fit into pictures of {whole}"
+                    if whole
+                    else "flat pictures have no depth",
+                    where=f"task.{key}",
+                    remedy="make it smaller, or leave it out",
+                )
+
+    def seen(self, data: Data) -> Data:
+        """The window's size, where there is one."""
+        depth = data.depth if self.window_depth is None else self.window_depth
+        return data.model_copy(update={"image_size": self.window or data.image_size, "depth": depth})
+
+    def cropped(self, views: Views, generator: torch.Generator) -> Views:
+        """A window of each picture, if they are larger than one."""
+        size = self._size(views.target.shape[1:])
+        return views if size == views.target.shape[1:] else cropped(views, size, generator)
 
     def head(self, shape: Shape, generator: torch.Generator) -> nn.Module:
         """A light decoder, or one convolution where the backbone brings its own: see ``models/heads/decoder.py``."""
@@ -148,10 +182,15 @@ class Segmentation(Method):
         held = [(target == k).any(axis=tuple(range(1, target.ndim))) for k in range(1, self.options)]
         return np.stack(held, axis=1).astype(np.int64)
 
-    def infer(self, model: nn.Module, pixels: Tensor) -> Tensor:
-        """One pass."""
-        output: Tensor = model(pixels)
-        return output
+    def infer(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        """One pass, or a window slid over all of a picture that is larger."""
+        size = self._size(pixels.shape[2:])
+        return model(pixels) if size == pixels.shape[2:] else slid(model, pixels, size, self.overlap)
+
+    def _size(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """Of a window, along (D,) H, W."""
+        square = whole[-2:] if self.window is None else (self.window, self.window)
+        return (*(whole[:-2] if self.window_depth is None else (self.window_depth,)), *square)
 
     def examine(self, output: np.ndarray, target: np.ndarray, *, bins: int, spacing: np.ndarray) -> Findings:
         """Overlap, distances, volumes and calibration, case by case; in pixels unless ``unit`` is "mm"."""
@@ -194,4 +233,5 @@ class Segmentation(Method):
     def explain(self) -> str:
         """What is predicted, and what is minimised."""
         listed, loss = ", ".join(self.classes), CRITERIA[self.criterion]
-        return f"Every pixel is told to be {listed} or background (segmentation); the loss is {loss}."
+        windows = "" if self.window is None else f" It sees windows of {self.window} pixels."
+        return f"Every pixel is told to be {listed} or background (segmentation); the loss is {loss}.{windows}"

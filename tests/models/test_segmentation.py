@@ -233,3 +233,63 @@ def test_a_model_that_diverged_is_said_to_have():
     rows = TASK.examine(logits, np.zeros((2, 4, 4), np.uint8), bins=5, spacing=np.ones((2, 2)))
     with pytest.raises(DataError, match=r"no numbers.*diverged"):
         TASK.tally(rows, "ab", bins=5, score_bins=16)
+
+
+class Spots(torch.nn.Module):
+    """Logits that depend on each pixel alone, so that a window over a picture gives what the whole picture gives."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.calls = size, 0
+
+    def forward(self, pixels):
+        assert tuple(pixels.shape[2:]) == self.size
+        self.calls += 1
+        return torch.cat([pixels, 1.0 - pixels, pixels**2], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "window"), [((40, 40), {"window": 16}), ((10, 32, 32), {"window": 16, "window_depth": 4})]
+)
+def test_a_window_slides_over_all_of_a_picture(size, window):
+    task = Segmentation(classes=("a", "b"), **window)
+    seen = (*([window["window_depth"]] if "window_depth" in window else []), 16, 16)
+    model, pixels = Spots(seen), torch.rand((2, 1, *size), generator=torch.Generator().manual_seed(0))
+    found = task.infer(model, pixels)
+    torch.testing.assert_close(found, torch.cat([pixels, 1.0 - pixels, pixels**2], dim=1), rtol=1e-4, atol=1e-4)
+    assert model.calls > 1
+    whole = Spots(seen)
+    part = pixels[(..., *(slice(n) for n in seen))]
+    assert torch.equal(task.infer(whole, part), torch.cat([part, 1.0 - part, part**2], dim=1))
+
+
+@pytest.mark.parametrize(
+    ("size", "window"), [((40, 40), {"window": 16}), ((10, 32, 32), {"window": 16, "window_depth": 4})]
+)
+def test_windows_of_pictures_and_masks_are_cut_alike(size, window):
+    task = Segmentation(classes=("a", "b"), **window)
+    target = torch.zeros((60, *size), dtype=torch.uint8)
+    target[(slice(None), *(n - 2 for n in size))] = 1  # one pixel in a corner
+    numbers = torch.arange(target[0].numel(), dtype=torch.float64).view(1, 1, *size).repeat(60, 1, *[1] * len(size))
+    drawn = task.cropped(Views(numbers, target), torch.Generator().manual_seed(0))
+    seen = (*([4] if len(size) == 3 else []), 16, 16)
+    assert drawn.pixels.shape == (60, 1, *seen)
+    assert drawn.target.shape == (60, *seen)
+    at = target[0].flatten().nonzero()[0]
+    assert torch.equal(drawn.pixels[:, 0] == at, drawn.target == 1)
+    # half of the windows are made to hold it, and few others do; a corner is within reach of every window
+    assert 20 <= int((drawn.target == 1).flatten(1).any(dim=1).sum()) <= 45
+    corners = drawn.pixels.flatten(1)[:, 0]
+    assert len(corners.unique()) > 20
+    steps = drawn.pixels[:, 0].flatten(0, -2).diff(dim=-1)
+    assert (steps == 1).all()
+    again = task.cropped(Views(numbers, target), torch.Generator().manual_seed(0))
+    assert torch.equal(again.pixels, drawn.pixels)
+    assert TASK.cropped(Views(numbers, target), torch.Generator()).pixels is numbers
+
+
+@pytest.mark.parametrize(("keys", "said"), [("window = 64", "a window of 64"), ("window_depth = 8", "no depth")])
+def test_windows_that_do_not_fit_are_refused(keys, said):
+    text = f'[study]\nname = "x"\n[data]\nimage_size = 48\n[task]\nmethod = "segmentation"\nclasses = ["a"]\n{keys}\n'
+    with pytest.raises(StudyError, match=said):
+        studies.loads(f'{text}[[adaptation]]\nmethod = "lora"\n')

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 -- a case a line
 """Masks lie on their pictures, whatever becomes of them; what does not lie on its picture is refused by name."""
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from polyclinic.models.tasks.segmentation import Segmentation
 from tests.client.data.medical import dataset, saved
 
 TASK = Segmentation(classes=("a", "b"))
+MM = Segmentation(classes=("a", "b"), unit="mm")
+MIDDLE, WHOLE = {"volume": "middle"}, {"volume": "whole", "depth": 4}
 ANY = Segmentation(classes=("a",), values="any")
 LEVELS = np.array([0, 100, 250])
 """Brightness of each class; no mean of two of them is a third."""
@@ -173,20 +174,20 @@ def test_numbers_are_read_as_the_task_says(tmp_path):
 def bad(name: str):
     """Kind of fault → (image, mask, task, keys of the data, what is said)."""
     return {
-        "other size": ("a.png", "small.png", TASK, {}, r"small\.png: is a mask that has 1 x 16 x 16 pixels where its image has 1 x 32 x 32 \(a\.png\)"),
-        "other number": ("a.png", "seven.png", TASK, {}, r"seven\.png: holds the value 7; the study knows 0 \(background\), 1 \(a\), 2 \(b\)"),
+        "other size": ("a.png", "small.png", TASK, {}, r"small\.png: .* 1 x 16 x 16 pixels .* has 1 x 32 x 32 \(a"),
+        "other number": ("a.png", "seven.png", TASK, {}, r"seven\.png: holds the value 7; the study knows 0 \(b"),
         "a photograph": ("a.png", "colour.png", TASK, {}, r"colour\.png: is no mask: its values are no whole numbers"),
-        "parts of numbers": ("v.nii", "half.nii", TASK, {"volume": "middle"}, r"half\.nii: is no mask: its values are no whole"),
-        "below nothing": ("v.nii", "minus.nii", TASK, {"volume": "middle"}, r"minus\.nii: is no mask: its values are no whole"),
+        "parts of numbers": ("v.nii", "half.nii", TASK, MIDDLE, r"half\.nii: is no mask: its values"),
+        "below nothing": ("v.nii", "minus.nii", TASK, MIDDLE, r"minus\.nii: is no mask: its values"),
         "a text": ("a.png", "text.png", TASK, {}, r"text\.png: is text, no picture"),
         "cut short": ("a.png", "cut.png", TASK, {}, r"cut\.png: is damaged or cut short"),
         "nothing in it": ("a.png", "empty.png", TASK, {}, r"empty\.png: is empty"),
-        "a volume for a picture": ("a.png", "mv.nii", TASK, {}, r"mv\.nii: is a mask that has 6 x 32 x 32 pixels where its image has 1 x 32 x 32"),
-        "a picture for a volume": ("v.nii", "m.png", TASK, {"volume": "middle"}, r"m\.png: is a mask that has 1 x 32 x 32"),
-        "elsewhere": ("v.nii", "away.nii", TASK, {"volume": "middle"}, r"away\.nii: is a mask that lies elsewhere in the patient"),
+        "a volume for a picture": ("a.png", "mv.nii", TASK, {}, r"mv\.nii: .* has 6 x 32 x 32 .* has 1 x 32 x 32"),
+        "a picture for a volume": ("v.nii", "m.png", TASK, MIDDLE, r"m\.png: is a mask that has 1 x 32 x 32"),
+        "elsewhere": ("v.nii", "away.nii", TASK, MIDDLE, r"away\.nii: is a mask that lies elsewhere"),
         "several slices": ("v.nii", "mv.nii", TASK, {}, r"holds 6 slices.*middle"),
-        "flat in a study of volumes": ("a.png", "m.png", TASK, {"volume": "whole", "depth": 4}, r"is one slice, and the study wants volumes"),
-        "no size": ("a.png", "m.png", Segmentation(classes=("a", "b"), unit="mm"), {}, r"neither it nor its picture says how large.*unit = \"pixel\""),
+        "flat in a study of volumes": ("a.png", "m.png", TASK, WHOLE, r"is one slice, and the study"),
+        "no size": ("a.png", "m.png", MM, {}, r"neither it nor its picture says how large.*unit = \"pixel"),
     }[name]  # fmt: skip
 
 
