@@ -219,6 +219,7 @@ class Study(Config):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        demand_private(self)
         for method in (self.task, *self.adaptation, self.strategy, self.server_step):
             if not method.fits(type(self.task)):
                 raise StudyError(
@@ -228,7 +229,6 @@ class Study(Config):
                 )
             method.check(self)
         demand_chain(self.adaptation)
-        demand_private(self)
         return self
 
     @cached_property
