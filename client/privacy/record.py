@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, get_args
 
 from polyclinic.client.privacy.people import Cohort
@@ -123,8 +123,9 @@ class Record:
 
     def epsilon(self, charges: Sequence[Charge], delta: float, among: str = "") -> float:
         """The most that ``charges`` cost any patient; of a cohort, if one is named."""
+        together = _together(charges)  # once, and not for each of many groups
         found = [
-            accounting.sums((charge.event, group[charge.cohort]) for charge in charges if charge.cohort in group)
+            accounting.sums((event, group[cohort]) for cohort, event in together if cohort in group)
             for group in self.groups()
             if not among or among in group
         ]
@@ -168,6 +169,15 @@ def reserve_body(question: Question, charges: Sequence[Charge], generator: Gener
     """The body of a reservation's entry."""
     told = [{"cohort": one.cohort, "what": one.what, "event": one.event.document()} for one in charges]
     return {"question": asdict(question), "charges": told, "generator": generator}
+
+
+def _together(charges: Sequence[Charge]) -> list[tuple[str, Event]]:
+    """Charges of one kind to one cohort as one event, in the order in which the kinds first came up."""
+    steps: dict[tuple[str, Event], int] = {}
+    for charge in charges:
+        kind = charge.cohort, replace(charge.event, steps=1)
+        steps[kind] = steps.get(kind, 0) + charge.event.steps
+    return [(cohort, replace(event, steps=count)) for (cohort, event), count in steps.items()]
 
 
 def place(entry: Entry) -> str:
