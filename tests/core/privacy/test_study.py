@@ -16,6 +16,12 @@ from polyclinic.core.privacy.plan import DESCRIBED, demand, plan
 
 BASE = '[study]\nname = "x"\n[[adaptation]]\nmethod = "lora"\n'
 STEPS = '[training]\nsteps = 31\n[rounds]\ncount = 20\nweight = "patients"\n'
+PLAINEST = 'optimiser = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\nclip_norm = "none"\n'
+NEEDS = {
+    "scaffold": STEPS.replace("steps = 31\n", f"steps = 31\n{PLAINEST}"),
+    "inflate": STEPS + '[data]\nvolume = "whole"\ndepth = 8\n',
+}
+"""Methods that ask for more of a study."""
 PRIVATE = BASE + STEPS + "[privacy]\nexpected = 64\n"
 SIZES = {"train": 2000, "val": 300, "test": 200}
 
@@ -71,7 +77,7 @@ def test_methods_are_refused_by_what_they_say_of_themselves(name: str) -> None:
     chain = f'[study]\nname = "x"\n[[adaptation]]\nmethod = "{"lora" if not alone else name}"\n'
     chain += "" if alone else f'[[adaptation]]\nmethod = "{name}"\n'
     chain += '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["a", "b", "c"]\n'
-    text = chain + STEPS + "[privacy]\nnoise = 1.0\n"
+    text = chain + NEEDS.get(name, STEPS) + "[privacy]\nnoise = 1.0\n"
     if facts.exact_private:
         assert studies.loads(text).privacy is not None
     else:
