@@ -128,10 +128,21 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         base=instruction.base,
         update=update,
         statistics=told,
-        sizes=site.data.sizes(),
+        sizes=sizes(study, site),
         seconds=round(time.monotonic() - started, 3),
         receipt=None if answer is None else answer.note(None if update is None else update.tensors, told),
     )
+
+
+def sizes(study: Study, site: Site) -> dict[str, tuple[int, int]]:
+    """(images, patients) of every split, as far as they may be known.
+
+    Where patients are protected, how many images each has is theirs: every patient is then told as one image.
+    """
+    held = site.data.sizes()
+    if study.privacy is None or study.privacy.unit == "image":
+        return held
+    return {split: (patients, patients) for split, (_, patients) in held.items()}
 
 
 def before(bench: Workbench, site: Site, instruction: Instruction) -> dict[str, Statistic | Withheld | None]:

@@ -148,5 +148,5 @@ def linear(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, T
 
 def _opacus(known: Any, module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Tensor]:
     names = {id(weight): name for name, weight in module.named_parameters(recurse=False) if weight.requires_grad}
-    rows = known(module, [given], gradient)
+    rows = known(module, [given.contiguous()], gradient.contiguous())  # it takes strides for granted
     return {names[id(weight)]: found for weight, found in rows.items() if id(weight) in names}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.errors import DataError, StudyError
+from polyclinic.core.facts import Facts
 from polyclinic.core.statistics.detected import IOUS, Detected, tally
 from polyclinic.models.contracts import Example, Findings, Needs, Shape, Views
 from polyclinic.models.heads.fcos import aims, drawn, fcos
@@ -37,6 +38,13 @@ class Detection(Method):
     most ``most_detections`` an image.
     """
 
+    facts: ClassVar[Facts] = Facts(
+        families=(),
+        paper="",
+        exact_private=True,
+        because="the loss is a mean over pictures, each its own",
+        travels="the head",
+    )
     needs: ClassVar[Needs] = "boxes"
     dense: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
+from polyclinic.core.facts import Facts
 from polyclinic.core.statistics.segmented import Segmented, tally
 from polyclinic.core.study import Data, Study
 from polyclinic.models.contracts import IGNORED, Example, Findings, Needs, Shape, Views
@@ -46,6 +47,13 @@ class Segmentation(Method):
     training one random window of each, in use windows that overlap by ``overlap`` (MONAI's sliding window).
     """
 
+    facts: ClassVar[Facts] = Facts(
+        families=(),
+        paper="",
+        exact_private=True,
+        because="the loss is a mean over pictures, each its own",
+        travels="the head",
+    )
     needs: ClassVar[Needs] = "mask"
     dense: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False

@@ -61,6 +61,11 @@ def _entry(line: str) -> Any:
     return Entry(**{key: body[key] for key in Entry.__dataclass_fields__ if key in body})
 
 
+def test_how_many_images_a_patient_has_is_not_told(run: runs.Run) -> None:
+    for found in run.summary["sites"].values():
+        assert all(split["images"] == split["patients"] for split in found["n"].values())
+
+
 def test_nothing_but_noised_updates_leaves_and_the_report_says_that_the_noise_is_simulated(run: runs.Run) -> None:
     assert "simulated noise: no privacy" in run.report.read_text()
     for record in run.rounds:
