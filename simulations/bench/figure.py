@@ -57,7 +57,8 @@ def at_least(name: str, theirs: list[float], ours: list[float], goal: float, **m
         "ours": [round(x, 3) for x in ours],
         "theirs": [round(x, 3) for x in theirs],
     }
-    return Measured(name, round(ratio, 4), f">= {goal}", ratio >= goal, detail=detail | more)
+    detail.update(more)
+    return Measured(name, round(ratio, 4), f">= {goal}", ratio >= goal, detail=detail)
 
 
 def federation(folder: Path, sites: int, patients: int) -> Path:
