@@ -11,7 +11,7 @@ from polyclinic.core import runs
 from polyclinic.core.update import digest
 from polyclinic.models.network import Adapted, build
 from polyclinic.server.journal import Journal
-from polyclinic.simulations.bench import bare, methods, server
+from polyclinic.simulations.bench import bare, cache, methods, server
 from polyclinic.simulations.bench.figure import at_most, federation, study, work
 from polyclinic.simulations.simulate import Options, simulate
 
@@ -58,3 +58,10 @@ def test_a_figure_is_the_ratio_of_medians_and_says_what_it_was_measured_on() -> 
     told = json.loads(at_most("x", [3.0, 1.0, 2.0], [4.0, 4.0, 1.0], 0.6).line())
     assert (told["value"], told["reached"], told["goal"]) == (0.5, True, "<= 0.6")
     assert "torch" in told["on"]
+
+
+def test_the_cache_is_measured_on_runs_that_end_with_the_same_bits() -> None:
+    found = cache.last_blocks(pictures=8, size=32, repeats=1)
+    assert found.goal == ">= 3.0"
+    assert found.value > 0.0
+    assert set(found.detail) == {"ours", "theirs", "batched"}
