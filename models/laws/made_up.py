@@ -12,7 +12,7 @@ from polyclinic.core.study import Study
 from polyclinic.models.contracts import Pool, Start
 from polyclinic.models.network import Adapted, plain, task
 
-IMAGES = 8
+IMAGES = 24
 
 
 def generator() -> torch.Generator:

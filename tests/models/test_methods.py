@@ -144,7 +144,8 @@ def volumes(data: SiteData) -> SiteData:
     """Where the study has volumes, every picture becomes one, darker from slice to slice."""
     if data.data.depth is None:
         return data
-    for split, found in ((split, data.images(split)) for split in ("train", "val", "test")):
+    flat = SiteData(data.site, data.rows, data.data.model_copy(update={"volume": "refuse", "depth": None}), data.task)
+    for split, found in ((split, flat.images(split)) for split in ("train", "val", "test")):
         darker = np.linspace(1.0, 0.5, data.data.depth)[:, None, None]
         data._decoded[split] = replace(found, pixels=(found.pixels[:, :, None] * darker).astype(np.uint8))
     return data

@@ -218,7 +218,7 @@ def test_a_flat_backbone_takes_no_volumes(tiny_vit):
         f'[study]\nname = "x"\n[data]\nimage_size = 32\nvolume = "whole"\ndepth = 8\n[backbone]\nreference = '
         f'"file:{tiny_vit}"\n[[adaptation]]\nmethod = "lora"\n'
     )
-    with pytest.raises(StudyError, match=r"flat pictures, not volumes.*take one for volumes"):
+    with pytest.raises(StudyError, match=r"volumes for a backbone of flat pictures.*family architecture"):
         plain(study)
 
 
