@@ -63,7 +63,9 @@ def representations(model: Network, pixels: Tensor, names: tuple[str, ...]) -> d
 
         return keep
 
-    with torch.inference_mode():
+    with torch.inference_mode(), ExitStack() as whole_batches:
+        whole_batches.callback(setattr, model.backbone, "prefix", model.backbone.prefix)
+        model.backbone.prefix = None  # a frozen prefix is given pictures one by one, and hooks want the batch
         for part in pixels.split(BATCH):
             with ExitStack() as hooks:
                 for name, module in _present(model, names):
