@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from polyclinic.cli.described import Command
+
 if TYPE_CHECKING:
     from polyclinic.simulations.bench.figure import Measured
 
@@ -57,7 +59,7 @@ def memory(sites: Sites = 8, patients: Patients = 60, repeats: Repeats = 3, json
         _say([processes.memory(sites, patients, 2, repeats, workers_)], json)
 
 
-@app.command()
+@app.command(cls=Command)
 def methods(
     names: Annotated[
         list[str] | None, typer.Argument(help="Methods; all that are installed, if none is named.")
