@@ -62,7 +62,7 @@ def memory(sites: Sites = 8, patients: Patients = 60, repeats: Repeats = 3, json
 @app.command(cls=Command)
 def methods(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Methods; all that are installed, if none is named.")
+        list[str] | None, typer.Argument(metavar="METHOD", help="Methods; all that are installed, if none is named.")
     ] = None,
     repeats: Repeats = 5,
     json: Json = False,
