@@ -38,7 +38,7 @@ def sha(run: runs.Run) -> str:
 def test_the_folder_holds_what_the_contract_says(finished: runs.Run, tiny_study: Study) -> None:
     names = {path.name for path in finished.folder.iterdir()}
     assert names == {
-        "study.toml", "ledger.jsonl", "journal", "adapter", "rounds.jsonl", "summary.json", "report.html",
+        "study.toml", "ledger.jsonl", "journal", "adapter", "rounds.jsonl", "summary.json", "report.html", "own",
     }  # fmt: skip
     assert runs.read(finished.folder).study == tiny_study
     assert [record["round"] for record in finished.rounds] == [1, 2]
