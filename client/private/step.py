@@ -114,7 +114,7 @@ class PrivateStep:
 
     def scales(self, each: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Name → [count] by what each patient's gradient is multiplied."""
-        squares = {name: rows.flatten(1).square().sum(dim=1) for name, rows in each.items()}
+        squares = {name: torch.linalg.vector_norm(rows.flatten(1), dim=1).square() for name, rows in each.items()}
         clip, tiny = self.terms.clip, torch.finfo(torch.float32).tiny
         if self.terms.clipping == "per_layer":
             share = clip / len(squares) ** 0.5
