@@ -60,16 +60,21 @@ def test_workers_change_no_bit(finished: runs.Run, study: Study, tiny_manifest: 
     assert same(simulate(study, tiny_manifest, tmp_path / "two", Options(workers=2, baselines=True)), finished)
 
 
+def children() -> set[int]:
+    """Processes that this one has started and not yet seen the end of."""
+    return {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
+
+
 @pytest.mark.parametrize("moment", [("site", 2), ("done", 2), ("round", 3), ("site", 3)])
 def test_killed_workers_and_a_resumed_run_give_the_same_bits(
     moment: tuple[str, int], finished: runs.Run, study: Study, tiny_manifest: Path, tmp_path: Path
 ) -> None:
     killed: list[int] = []
+    others = children()  # of tests before this one
 
     def kill_all(event: Event) -> None:
         if (event.kind, event.round) == moment and not killed:
-            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-            killed.extend(int(pid) for pid in children if b"pytest" in Path(f"/proc/{pid}/cmdline").read_bytes())
+            killed.extend(pid for pid in children() - others if b"pytest" in Path(f"/proc/{pid}/cmdline").read_bytes())
             for pid in killed:
                 os.kill(pid, signal.SIGKILL)
 
