@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 PAGE = "examples.html"
 EACH = 4
 """Pictures of each kind: those on which the model does worst, in the middle, and best."""
+MOST = 96
+"""Images that are looked at, evenly spread over all: what a model gives for thousands of them would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,11 @@ def chosen(
     model: nn.Module, task: Task, images: Images, study: Study, device: torch.device
 ) -> dict[str, Sequence[Shown]]:
     """Worst, middling and best examples by the task's own loss, each in the order from worse to better."""
+    looked_at = np.unique(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(np.int64)).tolist()
     with torch.inference_mode(), autocast(study.training, device):
-        outputs = [task.infer(model, scaled(_one(images.pixels, i), device)).float() for i in range(len(images))]
-        losses = [float(task.loss(o, _one(images.targets, i).to(device))) for i, o in enumerate(outputs)]
-    order = np.argsort(np.negative(losses), kind="stable").tolist()
+        outputs = {i: task.infer(model, scaled(_one(images.pixels, i), device)).float() for i in looked_at}
+        losses = {i: float(task.loss(o, _one(images.targets, i).to(device))) for i, o in outputs.items()}
+    order = sorted(looked_at, key=lambda i: -losses[i])
     middle = max(0, (len(order) - EACH) // 2)
     kinds = {"Where it does worst": order[:EACH], "In the middle": order[middle:][:EACH]}
     kinds["Where it does best"] = order[-EACH:]

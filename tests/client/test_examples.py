@@ -64,3 +64,20 @@ def test_the_page_shows_the_pictures_and_what_was_found(tiny_study: Study, image
 
 def test_without_images_it_says_so(tiny_study: Study) -> None:
     assert "There is no image to show" in page({}, tiny_study, "north")
+
+
+def test_of_many_images_some_are_looked_at_and_the_last_among_them(tiny_study: Study) -> None:
+    count = 500
+    pixels = np.zeros((count, 1, 32, 32), dtype=np.uint8)
+    pixels[-1] = 255  # the only one on which the model errs
+    many = Images(pixels, np.zeros(count, dtype=np.int64), tuple(map(str, range(count))))
+    asked: list[int] = []
+
+    class Counting(Bright):
+        def forward(self, pixels: Tensor) -> Tensor:
+            asked.append(len(pixels))
+            return super().forward(pixels)
+
+    found = chosen(Counting(), task(tiny_study), many, tiny_study, CPU)
+    assert sum(asked) == 96
+    assert found["Where it does worst"][0].example.picture.max() == 255
