@@ -103,7 +103,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     if digest(instruction.tensors) != instruction.base:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
     account = bench.account(site)
-    answer = None if account is None else reserved(account, instruction, frozenset())
+    answer = None if account is None else reserved(account, instruction)
     kept = site.keep.before(instruction.run, instruction.round) or {}
     anchor = bench.adapted.write(instruction.tensors, _part(kept, PERSONAL) or None)
     private = study.privacy is not None  # then nothing leaves but what was set aside
@@ -130,7 +130,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         statistics=told,
         sizes=sizes(study, site),
         seconds=round(time.monotonic() - started, 3),
-        receipt=None if answer is None else answer.note(None if update is None else update.tensors, told),
+        receipt=None if answer is None or update is None else answer.note(update.tensors),
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -22,8 +19,6 @@ from polyclinic.core.messages import Instruction
 from polyclinic.core.privacy.plan import UPDATE, demand
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.signing import SigningKey
-from polyclinic.core.statistics.codec import pack
-from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, digest
 
@@ -61,7 +56,6 @@ class Answer:
 
     account: Account
     reservation: Reservation
-    leaving: frozenset[str] = field(default_factory=frozenset)
 
     def training(self, study: Study) -> Private:
         """How the round's private steps are taken."""
@@ -73,44 +67,26 @@ class Answer:
             unit=privacy.unit,
             pictures=privacy.pictures,
             portion=study.training.batch_size,
-            chance=Keyed(self.key(UPDATE)),
+            chance=Keyed(self.reservation.stream(UPDATE)),
             opacus=privacy.step == "opacus",
         )
 
-    def key(self, what: str) -> bytes:
-        """32 bytes for one of the releases, which follow from the reservation's and tell nothing of another's."""
-        return hmac.new(self.reservation.key, what.encode(), hashlib.sha256).digest()
-
-    def noise(self, what: str) -> float | None:
-        """The noise multiplier of a release; None for what does not leave in this round."""
-        found = [one for one in self.reservation.charges if one.what == what]
-        return found[0].event.noise if found else None
-
-    def note(self, tensors: Tensors | None, statistics: Mapping[str, Statistic | Withheld]) -> Receipt:
+    def note(self, tensors: Tensors) -> Receipt:
         """Notes in the ledger what is about to leave; returns what travels with it.
 
         Raises:
             PrivacyError: the same reservation gave something else before: this must not leave.
         """
-        total = hashlib.sha256((digest(tensors) if tensors is not None else "").encode())
-        for name, statistic in sorted(statistics.items()):
-            total.update(name.encode() + b"\0" + pack(statistic))
-        self.account.ledger.release(self.reservation, total.hexdigest())
+        self.account.ledger.release(self.reservation, digest(tensors))
         return self.account.receipt(self.reservation)
 
 
-def reserved(account: Account, instruction: Instruction, told: frozenset[str]) -> Answer | None:
-    """Sets aside what an answer costs; None if nothing of it depends on patients.
-
-    Args:
-        told: names of the statistics that the site would tell.
+def reserved(account: Account, instruction: Instruction) -> Answer | None:
+    """Sets aside what an answer costs: an update, if training is asked for. Nothing else that is patients' leaves.
 
     Raises:
         PolicyError: a limit would be passed; with the arithmetic.
     """
-    planned = {one.what for one in account.plan.of_round(instruction.round)}
-    wanted = frozenset(({UPDATE} if instruction.fit else set()) | told) & planned
-    if not wanted:
+    if not instruction.fit:
         return None
-    made = account.reserve(instruction.run, instruction.round, instruction.base, wanted)
-    return Answer(account, made, wanted)
+    return Answer(account, account.reserve(instruction.run, instruction.round, instruction.base, {UPDATE}))
