@@ -24,12 +24,8 @@ Sampler = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
 class PerExample:
     """Records gradients by picture of a model's weights that train.
 
-    A layer of a kind that nobody knows may say itself how: by a method ``per_example(input, gradient)``, which is like
-    ``Sampler`` without the layer.
-
     Attributes:
-        covered: names of the weights that train and are recorded, sorted.
-        without: names of those that are not: no private step may train them.
+        without: names of those that it cannot, sorted: bare parameters, and weights of layers of an unknown kind.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -43,13 +39,14 @@ class PerExample:
             if own & trained and sampler is not None:
                 self._owners.append((prefix, module, sampler))
                 covered |= own & trained
-        self.covered, self.without = tuple(sorted(covered)), tuple(sorted(trained - covered))
+        self.without = tuple(sorted(trained - covered))
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:
         """Within it, a backward pass fills the dictionary: name → gradients [N, …], summed over a layer's uses.
 
-        Row n is the gradient of the loss's part that came through picture n: all of it, if no layer mixes pictures.
+        Row n is the gradient of the loss's part that came through picture n: all of it, if no layer mixes pictures. A
+        layer that sees k windows of each picture, one after another, gives k rows for each.
         """
         found: dict[str, Tensor] = {}
         for prefix, module, sampler in self._owners:
@@ -121,9 +118,6 @@ def _detached(module: nn.Module, given: Tensor, *more: Any, **named: Any) -> Ten
 
 def sampler_of(module: nn.Module) -> Sampler | None:
     """How a layer's gradients by picture are worked out; None if nobody knows."""
-    own = getattr(module, "per_example", None)
-    if own is not None:
-        return lambda layer, given, gradient: own(given, gradient)
     if type(module) is nn.Linear:
         return linear
     from opacus.grad_sample import GradSampleModule

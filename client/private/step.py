@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.private.noise import Chance, released
+from polyclinic.core.errors import UpdateError
 from polyclinic.models.contracts import Batch, Objective, Views
 from polyclinic.models.network import Network
 from polyclinic.models.per_example import Hooked, PerExample
@@ -150,7 +151,16 @@ class PrivateStep:
         rows = found.get(name)
         if rows is None:  # the loss does not depend on it
             return self._weights[name].new_zeros((portion.count, *self._weights[name].shape))
-        if portion.count == len(rows):
+        pictures = len(portion.patients)
+        if len(rows) % pictures:
+            raise UpdateError(
+                "sees something else than pictures or windows of pictures, so that no gradient is a picture's",
+                where=name,
+                remedy="choose another method or backbone for a private study",
+            )
+        if len(rows) != pictures:  # of windows: the check before the first step would find another order than this
+            rows = rows.unflatten(0, (pictures, -1)).sum(dim=1)
+        if portion.count == pictures:
             return rows
         total = rows.new_zeros((portion.count, *rows.shape[1:]))
         return total.index_add_(0, portion.patients, rows)
