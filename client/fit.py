@@ -15,7 +15,8 @@ from polyclinic.client.private.fit import Private, train
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study, Training
-from polyclinic.models.contracts import Anchor, Batch, Memory, Objective, Pool, Start, Task, Trained, Views
+from polyclinic.models.adaptation import Memory, Pool, Start, Trained
+from polyclinic.models.contracts import Anchor, Batch, Objective, Task, Views
 from polyclinic.models.network import Adapted, at_rest
 
 

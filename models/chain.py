@@ -10,18 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.core.study import Data
-from polyclinic.models.contracts import (
-    Adaptation,
-    Memory,
-    Objective,
-    Select,
-    Start,
-    Task,
-    Trained,
-    Views,
-    Weigh,
-    same_batch,
-)
+from polyclinic.models.adaptation import Adaptation, Memory, Select, Start, Trained, Weigh, same_batch
+from polyclinic.models.contracts import Objective, Task, Views
 
 if TYPE_CHECKING:
     from polyclinic.models.backbones import Encoder

@@ -14,9 +14,9 @@ from polyclinic.core import files
 from polyclinic.core.errors import RunError, StudyError, UpdateError
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, decode, encode
+from polyclinic.models.adaptation import PeftForm
 from polyclinic.models.adaptations.injected import ROOT, unworried, unwrap
 from polyclinic.models.backbones import quiet
-from polyclinic.models.contracts import PeftForm
 from polyclinic.models.network import Adapted, build, plain, task
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "polyclinic.json"

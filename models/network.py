@@ -14,8 +14,9 @@ from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
 from polyclinic.models import backbones
+from polyclinic.models.adaptation import Adaptation, same_batch
 from polyclinic.models.chain import chain
-from polyclinic.models.contracts import Adaptation, Anchor, Detailed, Encoded, Shape, Task, same_batch
+from polyclinic.models.contracts import Anchor, Detailed, Encoded, Shape, Task
 from polyclinic.models.prefix import Prefix, anatomy, untouched, whole_blocks
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from polyclinic.client.private.noise import Chance, drawn
 from polyclinic.client.private.step import Portion, PrivateStep, Terms, brute_force
 from polyclinic.core.errors import UpdateError
-from polyclinic.models.contracts import Objective, Pool, Start, Views
+from polyclinic.models.adaptation import Pool, Start
+from polyclinic.models.contracts import Objective, Views
 from polyclinic.models.network import Adapted
 
 CLOSE = 1e-4

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, not_in_peft
 from polyclinic.models.adaptations.injected import seeded
 from polyclinic.models.adaptations.sequence import blocks, entered, pooled_only, tapped, width
 from polyclinic.models.backbones import Seen
-from polyclinic.models.contracts import Adaptation, not_in_peft
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

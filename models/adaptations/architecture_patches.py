@@ -15,10 +15,11 @@ from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
 from polyclinic.core.study import Data
+from polyclinic.models.adaptation import Adaptation
 from polyclinic.models.adaptations.sequence import child, pooled_only
 from polyclinic.models.backbones import Encoder, resize_positions
 from polyclinic.models.backbones.tokens import tokens
-from polyclinic.models.contracts import Adaptation, Level
+from polyclinic.models.contracts import Level
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

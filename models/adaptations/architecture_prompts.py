@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, not_in_peft
 from polyclinic.models.adaptations.sequence import blocks, width
-from polyclinic.models.contracts import Adaptation, not_in_peft
 
 PROMPTS = "vpt_prompts"
 """What the parameter is called in every block that has one."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, not_in_peft
 from polyclinic.models.adaptations.sequence import Block, blocks, child, pooled_only, role, tapped
 from polyclinic.models.adaptations.shortening import Track, attentive, merged
-from polyclinic.models.contracts import Adaptation, not_in_peft
 
 BEFORE, AFTER = ("layernorm_before", "norm1"), ("layernorm_after", "norm2")
 SCALES = ("layer_scale1",), ("layer_scale2",)

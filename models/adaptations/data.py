@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
-from polyclinic.models.contracts import Adaptation, Task, Views
+from polyclinic.models.adaptation import Adaptation
+from polyclinic.models.contracts import Task, Views
 
 
 class Augment(Method):

@@ -16,10 +16,11 @@ from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
 from polyclinic.core.seeds import derive
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.data_budget import images_of, offered, shuffled
 from polyclinic.models.adaptations.looking import looked
 from polyclinic.models.adaptations.objective import choices
-from polyclinic.models.contracts import Adaptation, Choosing, Memory, Start, Trained
+from polyclinic.models.contracts import Choosing
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

@@ -14,7 +14,7 @@ from torch import Tensor
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
 from polyclinic.core.seeds import derive
-from polyclinic.models.contracts import Adaptation, Start
+from polyclinic.models.adaptation import Adaptation, Start
 
 
 class LabelBudget(Method):

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.looking import looked
 from polyclinic.models.adaptations.places import after, demand_plain_average, entering, within
-from polyclinic.models.contracts import Adaptation, Memory, Start, Trained
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

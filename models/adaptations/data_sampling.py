@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
-from polyclinic.models.contracts import Adaptation, Start
+from polyclinic.models.adaptation import Adaptation, Start
 
 
 class Rebalance(Method):

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.looking import looked
 from polyclinic.models.adaptations.places import demand_plain_average, within
-from polyclinic.models.contracts import Adaptation, Memory, Start, Task, Trained, Views
+from polyclinic.models.contracts import Task, Views
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

@@ -12,8 +12,8 @@ from torch import nn
 
 from polyclinic.core.facts import Facts
 from polyclinic.core.update import Tensors
+from polyclinic.models.adaptation import PeftForm
 from polyclinic.models.adaptations.injected import Injected, as_array, exact_draw, wrapped
-from polyclinic.models.contracts import PeftForm
 
 _LINEAR = "linear layers by a known name (transformers)"
 _CUSTOM = "peft computes it by an autograd function of its own, through which no patient's gradient can be had alone"

@@ -13,8 +13,8 @@ from torch import nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.update import Tensors
+from polyclinic.models.adaptation import Adaptation, PeftForm
 from polyclinic.models.adaptations.layers import Targets, named
-from polyclinic.models.contracts import Adaptation, PeftForm
 
 ROOT = "base_model.model."
 """What peft puts before the names of a model's weights."""

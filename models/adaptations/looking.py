@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from polyclinic.models.contracts import Start
+from polyclinic.models.adaptation import Start
 
 BATCH = 64
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
-from polyclinic.models.contracts import Adaptation, Batch, Choosing, Objective, Start
+from polyclinic.models.adaptation import Adaptation, Start
+from polyclinic.models.contracts import Batch, Choosing, Objective
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Start
 from polyclinic.models.adaptations.objective import ClassObjectives, choices
-from polyclinic.models.contracts import Batch, Objective, Start
+from polyclinic.models.contracts import Batch, Objective
 
 
 class MarginSmoothing(ClassObjectives):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Start
 from polyclinic.models.adaptations.objective import ClassObjectives, choices, occurrences
-from polyclinic.models.contracts import Batch, Choosing, Objective, Start
+from polyclinic.models.contracts import Batch, Choosing, Objective
 
 _BY_ITSELF = "each picture's loss stands by itself"
 _COUNTS = "the site's class counts enter every patient's gradient, and they are patients' data"

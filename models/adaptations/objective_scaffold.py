@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.objective import Objectives
 from polyclinic.models.adaptations.pooled import demand_mean, fill
-from polyclinic.models.contracts import Adaptation, Batch, Memory, Objective, Start, Trained
+from polyclinic.models.contracts import Batch, Objective
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Start
 from polyclinic.models.adaptations.data import Augment
 from polyclinic.models.adaptations.data_policies import Policy, changed
 from polyclinic.models.adaptations.objective import ClassObjectives
-from polyclinic.models.contracts import Batch, Choosing, Objective, Start, Views
+from polyclinic.models.contracts import Batch, Choosing, Objective, Views
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

@@ -12,8 +12,8 @@ from torch import nn
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation
 from polyclinic.models.adaptations.layers import block_of, depth
-from polyclinic.models.contracts import Adaptation
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

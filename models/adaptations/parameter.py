@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.facts import Facts
 from polyclinic.core.update import Tensors
+from polyclinic.models.adaptation import Adaptation, PeftForm, receive_nothing
 from polyclinic.models.adaptations.injected import Injected, plain_config, saved_name
-from polyclinic.models.contracts import Adaptation, PeftForm, receive_nothing
 
 RESIDUAL = ".residual"
 A, B = ".lora_A.", ".lora_B."

@@ -12,9 +12,9 @@ from torch import nn
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
 from polyclinic.core.update import Tensors
+from polyclinic.models.adaptation import Adaptation, PeftForm
 from polyclinic.models.adaptations.injected import as_array
 from polyclinic.models.adaptations.parameter import A, B, LowRank, lora_layers
-from polyclinic.models.contracts import Adaptation, PeftForm
 
 FINGERPRINT = "pissa_start"
 STEPS = 2**10

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
-from polyclinic.models.contracts import Start
+from polyclinic.models.adaptation import Start
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from polyclinic.core.facts import Facts
 from polyclinic.core.statistics.kernel import frequencies
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.pooled import Moments, Pooling, enough, features, fill, spread, width_of
-from polyclinic.models.contracts import Adaptation, Batch, Memory, Objective, Start, Trained
+from polyclinic.models.contracts import Batch, Objective
 
 _BATCH = "a batch's statistic mixes its pictures, and moments leave beside the gradients"
 

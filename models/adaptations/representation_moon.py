@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
-from polyclinic.models.contracts import Adaptation, Batch, Memory, Objective, Start, Trained
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
+from polyclinic.models.contracts import Batch, Objective
 from polyclinic.models.network import at_rest
 
 PREVIOUS = "moon/previous/"

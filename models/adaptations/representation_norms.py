@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
-from polyclinic.models.contracts import Adaptation
+from polyclinic.models.adaptation import Adaptation
 
 KINDS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _NormBase)
 """The last is what batch and instance normalisation share."""

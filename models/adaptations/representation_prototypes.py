@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.pooled import Pooling, enough, features, fill
-from polyclinic.models.contracts import Adaptation, Anchor, Batch, Memory, Objective, Start, Trained
+from polyclinic.models.contracts import Anchor, Batch, Objective
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study

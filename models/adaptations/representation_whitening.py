@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
+from polyclinic.models.adaptation import Adaptation, Memory, Start, Trained
 from polyclinic.models.adaptations.pooled import Moments, Pooling, spread, width_of
-from polyclinic.models.contracts import Adaptation, Memory, Start, Trained
 
 NECK = "neck."
 

@@ -15,7 +15,8 @@ from polyclinic.core.errors import StudyError
 from polyclinic.core.laws import hold
 from polyclinic.core.study import Study
 from polyclinic.core.update import digest
-from polyclinic.models.contracts import Batch, Start, Trained, Views
+from polyclinic.models.adaptation import Start, Trained
+from polyclinic.models.contracts import Batch, Views
 from polyclinic.models.laws.made_up import alike, begun, generator, outputs, same
 from polyclinic.models.network import Adapted, build
 

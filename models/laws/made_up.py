@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from polyclinic.core.laws import hold
 from polyclinic.core.study import Study
-from polyclinic.models.contracts import Pool, Start
+from polyclinic.models.adaptation import Pool, Start
 from polyclinic.models.network import Adapted, plain, task
 
 IMAGES = 24

@@ -15,8 +15,8 @@ from torch import nn
 
 from polyclinic.core.study import Study
 from polyclinic.models import network
+from polyclinic.models.adaptation import keep_nothing, same_batch, same_objective
 from polyclinic.models.adaptations.injected import unwrap
-from polyclinic.models.contracts import keep_nothing, same_batch, same_objective
 from polyclinic.models.network import Network
 from polyclinic.simulations.compare.cells import Json
 

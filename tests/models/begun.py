@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyclinic.models.contracts import Anchor, Memory, Pool, Start
+from polyclinic.models.adaptation import Memory, Pool, Start
+from polyclinic.models.contracts import Anchor
 from polyclinic.models.tasks.classification import Classification
 
 

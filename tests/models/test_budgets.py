@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from polyclinic.core import study as studies
 from polyclinic.core.errors import StudyError
+from polyclinic.models.adaptation import Memory, Start, Trained
 from polyclinic.models.adaptations.data_active import Active, k_centre, typical, typicality, uncertain
 from polyclinic.models.adaptations.data_budget import LabelBudget
 from polyclinic.models.adaptations.data_sampling import ByPatient, Rebalance
 from polyclinic.models.chain import chain
-from polyclinic.models.contracts import Memory, Start, Trained
 from polyclinic.models.tasks.classification import Classification
 from tests.models.begun import begun
 

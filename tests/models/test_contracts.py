@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from polyclinic.core.study import Data
+from polyclinic.models.adaptation import Adaptation, Memory, PeftForm, Trained
 from polyclinic.models.chain import chain
-from polyclinic.models.contracts import Adaptation, Batch, Memory, PeftForm, Trained, Views
+from polyclinic.models.contracts import Batch, Views
 from polyclinic.models.tasks.classification import Classification
 from tests.models.begun import begun
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from polyclinic.core.study import Study
+from polyclinic.models.adaptation import Start
 from polyclinic.models.adaptations.objective import FedProx
-from polyclinic.models.contracts import Anchor, Batch, Start
+from polyclinic.models.contracts import Anchor, Batch
 from polyclinic.models.network import build
 from tests.models.begun import begun
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from polyclinic.core import study as studies
 from polyclinic.core.errors import StudyError
+from polyclinic.models.adaptation import Start
 from polyclinic.models.adaptations.objective_unlabelled import FixMatch
-from polyclinic.models.contracts import Batch, Start
+from polyclinic.models.contracts import Batch
 from polyclinic.models.tasks.classification import Classification
 from tests.models.begun import begun
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from polyclinic.core import study as studies
 from polyclinic.core.errors import StudyError
 from polyclinic.core.study import Study
+from polyclinic.models.adaptation import Adaptation, Trained
 from polyclinic.models.adaptations.data_combat import Combat, Freed, shrunken
 from polyclinic.models.adaptations.data_histogram import HarmoniseHistogram, Matched, mapped, quantiles
 from polyclinic.models.adaptations.data_spectrum import ExchangeAmplitude, amplitudes, mixed
-from polyclinic.models.contracts import Adaptation, Trained, Views
+from polyclinic.models.contracts import Views
 from polyclinic.models.network import Adapted, build
 from polyclinic.models.tasks.classification import Classification
 from tests.models.begun import begun

@@ -14,8 +14,9 @@ from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
 from polyclinic.core.study import Study
 from polyclinic.models import laws
+from polyclinic.models.adaptation import Adaptation
 from polyclinic.models.adaptations.architecture_bottlenecks import AdaptFormer
-from polyclinic.models.contracts import Adaptation, Views
+from polyclinic.models.contracts import Views
 from polyclinic.models.tasks.classification import Classification
 from tests.models.plain_vit import on
 from tests.models.test_methods import METHODS, study_of

@@ -17,6 +17,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from polyclinic.core import study as studies
 from polyclinic.core.errors import StudyError
 from polyclinic.core.study import Study
+from polyclinic.models.adaptation import Start
 from polyclinic.models.adaptations.objective import FedProx
 from polyclinic.models.adaptations.objective_calibration import MarginSmoothing, SoftEce, soft_ece
 from polyclinic.models.adaptations.objective_classes import (
@@ -29,7 +30,7 @@ from polyclinic.models.adaptations.objective_classes import (
     focal,
     not_true,
 )
-from polyclinic.models.contracts import Batch, Objective, Start
+from polyclinic.models.contracts import Batch, Objective
 from polyclinic.models.network import build
 from polyclinic.models.tasks.classification import Classification
 from tests.models.begun import begun

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.core import study as studies
+from polyclinic.models.adaptation import Adaptation
 from polyclinic.models.backbones.encoder import Parts
-from polyclinic.models.contracts import Adaptation
 from polyclinic.models.network import Adapted, Network, build, plain
 
 LAST = '[[adaptation]]\nmethod = "last_blocks"\ncount = 1\n'

@@ -21,9 +21,9 @@ from polyclinic.core.messages import Instruction
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, Update, digest
 from polyclinic.core.version import VERSION
+from polyclinic.models.adaptation import Memory
 from polyclinic.models.adaptations.objective_scaffold import CONTROL, OWN, Scaffold
 from polyclinic.models.adaptations.own_weights import Probe
-from polyclinic.models.contracts import Memory
 from polyclinic.models.network import build
 from polyclinic.models.tasks.classification import Classification
 from polyclinic.strategies.mean import MeanStrategy

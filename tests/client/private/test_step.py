@@ -17,7 +17,8 @@ from polyclinic.client.private.step import GAMMA, Portion, PrivateStep, Terms, b
 from polyclinic.core import study as studies
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.study import Study
-from polyclinic.models.contracts import Batch, Objective, Pool, Views
+from polyclinic.models.adaptation import Pool
+from polyclinic.models.contracts import Batch, Objective, Views
 from polyclinic.models.network import Adapted, build
 from tests.models.begun import begun
 
