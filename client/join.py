@@ -12,7 +12,8 @@ from typing import Any
 
 from polyclinic.client import web
 from polyclinic.client.credentials import demand_certificate, make_node_key
-from polyclinic.client.home import LOCAL_PORT, Home, Settings
+from polyclinic.client.home import Home
+from polyclinic.client.settings import LOCAL_PORT, Settings
 from polyclinic.core import files
 from polyclinic.core.book import Book
 from polyclinic.core.config import parse

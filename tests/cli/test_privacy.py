@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from polyclinic.client.home import Home, Rules
+from polyclinic.client.home import Home
 from polyclinic.client.privacy.ledger import Ledger
 from polyclinic.client.privacy.record import Charge, Question
+from polyclinic.client.settings import Rules
 from polyclinic.core.privacy.accounting import epsilon, noise_for
 from polyclinic.core.privacy.events import Event
 from tests.cli.conftest import Call

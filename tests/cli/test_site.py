@@ -21,9 +21,10 @@ from polyclinic.cli import foreground
 from polyclinic.cli.main import app
 from polyclinic.client.approvals import decisions
 from polyclinic.client.credentials import make_node_key
-from polyclinic.client.home import Coordinator, DataPlace, Home, Settings
+from polyclinic.client.home import Home
 from polyclinic.client.offer import signed_text
 from polyclinic.client.outbox import Inbox, Outbox
+from polyclinic.client.settings import Coordinator, DataPlace, Settings
 from polyclinic.core import study as studies
 from polyclinic.core.book import Book
 from polyclinic.core.pki import Authority, new_tls_key, request, save_tls_key

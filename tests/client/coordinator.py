@@ -11,7 +11,8 @@ from typing import Any
 import grpc
 
 from polyclinic.client.credentials import make_node_key
-from polyclinic.client.home import Coordinator, DataPlace, Home, Settings
+from polyclinic.client.home import Home
+from polyclinic.client.settings import Coordinator, DataPlace, Settings
 from polyclinic.core import ledger
 from polyclinic.core.governance import governance_pb2 as pb
 from polyclinic.core.governance.governance_pb2_grpc import GovernanceServicer, add_GovernanceServicer_to_server

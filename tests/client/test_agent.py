@@ -19,9 +19,10 @@ from polyclinic.client import agent as module
 from polyclinic.client.agent import Agent
 from polyclinic.client.app import opened
 from polyclinic.client.approvals import Limits, decide
-from polyclinic.client.home import Coordinator, DataPlace, Home, Settings
+from polyclinic.client.home import Home
 from polyclinic.client.offer import signed_text
 from polyclinic.client.outbox import Outbox
+from polyclinic.client.settings import Coordinator, DataPlace, Settings
 from polyclinic.core import study as studies
 from polyclinic.core.book import Book, verify_book
 from polyclinic.core.config import parse

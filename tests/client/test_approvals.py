@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyclinic.client.approvals import Decision, Limits, decide, decisions, demand, demand_manifest, instruction_fits
-from polyclinic.client.home import Coordinator, DataPlace, Home, Settings
+from polyclinic.client.home import Home
+from polyclinic.client.settings import Coordinator, DataPlace, Settings
 from polyclinic.core.book import Book
 from polyclinic.core.errors import PolicyError, TrustError, UpdateError
 from polyclinic.core.messages import Instruction

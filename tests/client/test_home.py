@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyclinic.client.home import Coordinator, DataPlace, Home, Rules, Settings
+from polyclinic.client.home import Home
+from polyclinic.client.settings import Coordinator, DataPlace, Rules, Settings
 from polyclinic.core.book import Book
 from polyclinic.core.errors import PolicyError, TrustError
 from polyclinic.core.signing import SigningKey

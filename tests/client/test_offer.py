@@ -14,10 +14,11 @@ import pytest
 from polyclinic.client.approvals import Decision, Limits
 from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.data.manifest import read_manifest, sites
-from polyclinic.client.home import Coordinator, DataPlace, Home, Rules, Settings
+from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer, find, offers, opened_offer, read_offer, read_signed, signed_text
 from polyclinic.client.policy import Policy
 from polyclinic.client.respond import Site, Workbench, respond
+from polyclinic.client.settings import Coordinator, DataPlace, Rules, Settings
 from polyclinic.client.words import statistics, words
 from polyclinic.core.book import Book
 from polyclinic.core.config import parse

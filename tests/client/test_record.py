@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from polyclinic.client.approvals import Limits, decisions
-from polyclinic.client.home import Coordinator, DataPlace, Home, Settings
+from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer
 from polyclinic.client.outbox import Inbox, Outbox, letter_id
 from polyclinic.client.record import Recorder, held, hold, post, state_decision, statement
+from polyclinic.client.settings import Coordinator, DataPlace, Settings
 from polyclinic.core.book import Book
 from polyclinic.core.errors import EngineError, PolicyError, RunError
 from polyclinic.core.signing import SigningKey, opened

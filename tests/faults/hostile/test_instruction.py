@@ -14,7 +14,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from polyclinic.client.agent import Agent
-from polyclinic.client.home import Coordinator, DataPlace, Home, Settings
+from polyclinic.client.home import Home
+from polyclinic.client.settings import Coordinator, DataPlace, Settings
 from polyclinic.core.book import verify_book
 from polyclinic.core.envelope import refusal_text, unseal, verify
 from polyclinic.core.messages import Instruction, encode_instruction
