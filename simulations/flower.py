@@ -41,6 +41,7 @@ from flwr.superlink.grid import InMemoryGrid
 from polyclinic.client.respond import Site
 from polyclinic.core import files
 from polyclinic.core.errors import EngineError, PolyclinicError
+from polyclinic.core.memory import peak_mb
 from polyclinic.core.study import Study
 from polyclinic.core.update import encode
 from polyclinic.models import network
@@ -97,7 +98,7 @@ class FlowerEngine:
             runtime = Runtime(self._nodes(), self._workers, self._study.training.threads)
             try:
                 runtime.serve(str(self._folder), observe)
-                self._peak = inprocess.own_peak_mb() + runtime.peak_mb()
+                self._peak = peak_mb() + runtime.peak_mb()
             finally:
                 runtime.stop()
         (self._folder / INITIAL).unlink(missing_ok=True)
@@ -109,7 +110,7 @@ class FlowerEngine:
 
     def peak_mb(self) -> float:
         """Summed over this process and the clients'."""
-        return max(self._peak, self._local.peak_mb() if self._local else inprocess.own_peak_mb())
+        return max(self._peak, self._local.peak_mb() if self._local else peak_mb())
 
     def close(self) -> None:
         """Lets go of the baselines' processes; those of Flower ended with the run."""
@@ -286,4 +287,4 @@ def _client_app() -> ClientApp:
 
 def _own_peak(actor: Any) -> float:
     """Called in the client processes."""
-    return inprocess.own_peak_mb()
+    return peak_mb()

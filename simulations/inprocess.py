@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from polyclinic.client.cache import Cache
 from polyclinic.client.respond import Site, Workbench
+from polyclinic.core.memory import peak_mb
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
 from polyclinic.server import rounds
@@ -67,7 +67,7 @@ class Sequential(InTurn):
 
     def peak_mb(self) -> float:
         """Of this process."""
-        return own_peak_mb()
+        return peak_mb()
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -111,7 +111,7 @@ class Parallel:
     def peak_mb(self) -> float:
         """Summed over this process and the workers; pages that they share count in each."""
         queues = [[Job(PEAK)] for _ in self._dealt]
-        return own_peak_mb() + sum(float(peak) for _, peak in self._crew.run(queues))
+        return peak_mb() + sum(float(peak) for _, peak in self._crew.run(queues))
 
     def close(self) -> None:
         """Ends the workers."""
@@ -124,12 +124,6 @@ def engine(study: Study, sites: Mapping[str, Site], workers: int, cache: Cache |
     return Sequential(study, sites, cache) if workers <= 1 else Parallel(study, sites, workers, cache)
 
 
-def own_peak_mb() -> float:
-    """Peak resident memory of this process, MiB."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kibibytes elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def _begin(
     study: Study, sites: Mapping[str, Site], initial: Tensors, bench: Workbench | None, cache: Cache | None
 ) -> Work:
@@ -137,7 +131,7 @@ def _begin(
 
     def work(what: str, message: bytes) -> Any:
         if what == PEAK:
-            return own_peak_mb()
+            return peak_mb()
         if what.startswith(BASELINE):
             return baseline(bench, sites, initial, what.removeprefix(BASELINE))
         return answer(bench, sites[what], message)

@@ -6,9 +6,7 @@ It may be killed at any moment: what counts is in the run's journal, and the nex
 from __future__ import annotations
 
 import logging
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -19,6 +17,7 @@ from typing import Any
 from polyclinic.core import files
 from polyclinic.core import study as studies
 from polyclinic.core.errors import DivergedError, EngineError, PolyclinicError, RunError
+from polyclinic.core.memory import peak_mb
 from polyclinic.core.signing import canonical
 from polyclinic.core.study import Study
 from polyclinic.server import rounds
@@ -152,9 +151,8 @@ class Carrier:
         from polyclinic.server.finish import finish  # brings in torch, which nobody needs before
 
         self.state.phase("finishing", "adapter, summary and report are being written")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
         backbone = self.journal.meta["backbone"]
-        finish(self.study, self.journal, self.folder, engine="live", backbone=backbone, peak_rss_mb=peak)
+        finish(self.study, self.journal, self.folder, engine="live", backbone=backbone, peak_rss_mb=peak_mb())
         self.receipt()
         self.registry.set_state(self.run.name, "finished", "")
         self.state.phase("finished")

@@ -16,6 +16,7 @@ from polyclinic.client.approvals import decide
 from polyclinic.client.home import Home
 from polyclinic.core.book import Book
 from polyclinic.core.errors import EngineError
+from polyclinic.core.memory import peak_mb
 from polyclinic.core.signing import sign, write_secret
 from polyclinic.core.study import Study
 from polyclinic.core.version import VERSION
@@ -104,12 +105,6 @@ def processes(supervisor: int) -> dict[str, int]:
             words = _read(Path(f"/proc/{pid}/cmdline")).split("\0")
             found |= {role: int(pid) for role in ROLES if role in words}
     return found
-
-
-def peak_mb(pid: int) -> float:
-    """The largest resident set that a process has had, MiB; 0 if it is gone."""
-    lines = _read(Path(f"/proc/{pid}/status")).splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def _read(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms
 from polyclinic.core.errors import EngineError
+from polyclinic.core.memory import peak_mb
 from polyclinic.models.backbones import Encoder
 from polyclinic.models.backbones.tokens import tokens
 from polyclinic.models.contracts import Batch, Views
@@ -210,5 +210,4 @@ def alone(number: int, way: str) -> None:
     step = WAYS[way](network(case), *batch(case))
     for _ in range(3):
         step()
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit)
+    print(peak_mb())

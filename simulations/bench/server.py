@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from polyclinic.core import seeds
+from polyclinic.core.memory import peak_mb
 from polyclinic.core.messages import Reply, decode_instruction, encode_reply
 from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.core.update import Tensors, Update
@@ -18,7 +19,6 @@ from polyclinic.server import rounds
 from polyclinic.server.journal import Journal
 from polyclinic.server.receive import Delivery
 from polyclinic.simulations.bench.figure import Measured, federation, study
-from polyclinic.simulations.inprocess import own_peak_mb
 from polyclinic.simulations.simulate import Options, simulate
 
 GOAL_FLAT, GOAL_BYTES = 1.1, 1.02
@@ -55,7 +55,7 @@ def serve(sites: int, folder: Path) -> float:
     journal = Journal.create(folder, {"run": "bench", "study": agreed.digest})
     rounds.run(agreed, Echo(sites), initial, journal, lambda event: None)
     journal.close()
-    return own_peak_mb()
+    return peak_mb()
 
 
 def flat(few: int, many: int) -> Measured:

@@ -6,7 +6,6 @@ FOLDER holds ``study.toml`` and ``batch.npz`` (pixels, targets, patients of one 
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from polyclinic.client.data.dataset import Images
 from polyclinic.client.fit import fit, scaled
 from polyclinic.client.respond import Workbench
+from polyclinic.core import memory
 from polyclinic.core import study as studies
 from polyclinic.core.config import parse
 from polyclinic.core.study import Study
@@ -30,7 +30,7 @@ from polyclinic.models.network import Network
 from polyclinic.simulations.compare.cost import BATCH, STUDY
 
 STEPS, REPEATS, ANSWERS = 6, 3, 25
-STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+RESET = Path("/proc/self/clear_refs")
 
 
 def main(folder: Path) -> None:
@@ -51,14 +51,14 @@ def measure(study: Study, images: Images) -> dict[str, float | str | None]:
         anchor = bench.adapted.write(start)
         fit(bench.adapted, bench.task, images, lasting(study, steps), "bench", 1, anchor, {}, bench.frozen)
 
-    memory = peak_mb(lambda: train(1))
+    step_mb = peak_mb(lambda: train(1))
     pairs = [(seconds(lambda: train(1)), seconds(lambda: train(1 + STEPS))) for _ in range(REPEATS)]
     bench.adapted.write(start)
     adapted, frozen = bench.adapted.network.eval(), network.plain(study).to(bench.device).eval()
     picture = scaled(torch.from_numpy(images.pixels[:1]), bench.device)
     ours, theirs = latency(lambda: answer(bench, adapted, picture), lambda: answer(bench, frozen, picture))
     return {
-        "step_mb": memory,
+        "step_mb": step_mb,
         "step_seconds": max(0.0, median(longer - shorter for shorter, longer in pairs) / STEPS),
         "step_flops": float(operations(lambda: train(2)) - operations(lambda: train(1))),
         "inference_flops": float(operations(lambda: answer(bench, adapted, picture))),
@@ -114,26 +114,18 @@ def peak_mb(work: Callable[[], None]) -> float | None:
     """MiB that a call takes beyond what was held before it; None where the system does not tell."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        held = torch.cuda.memory_allocated()
         work()
-        return float(torch.cuda.max_memory_allocated() - before) / 2**20
-    if not RESET.exists():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        work()
-        unit = 2**20 if sys.platform == "darwin" else 2**10
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+        return float(torch.cuda.max_memory_allocated() - held) / 2**20
     try:
-        RESET.write_text("5")  # the highest mark falls to what is held now
+        if RESET.exists():
+            RESET.write_text("5")  # the highest mark falls to what is held now
     except OSError:
         work()
         return None
-    before_kb = _kilobytes("VmRSS")
+    before = memory.peak_mb()
     work()
-    return (_kilobytes("VmHWM") - before_kb) / 2**10
-
-
-def _kilobytes(line: str) -> int:
-    return next(int(text.split()[1]) for text in STATUS.read_text().splitlines() if text.startswith(f"{line}:"))
+    return memory.peak_mb() - before
 
 
 def _wait() -> None:

@@ -21,6 +21,7 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from polyclinic.core.errors import EngineError
+from polyclinic.core.memory import peak_mb
 from polyclinic.core.messages import Instruction, decode_instruction, encode_reply
 from polyclinic.core.update import encode
 from polyclinic.server import rounds
@@ -156,10 +157,10 @@ def test_a_coordinators_processes_are_found_and_their_peaks_read() -> None:
     )
     try:
         until(lambda: live_memory.processes(os.getpid()) == {"runner": child.pid}, 10.0, "the child")
-        until(lambda: live_memory.peak_mb(child.pid) > 64.0, 10.0, "the child's memory")
+        until(lambda: peak_mb(child.pid) > 64.0, 10.0, "the child's memory")
     finally:
         child.communicate()
-    assert live_memory.peak_mb(child.pid) == 0.0
+    assert peak_mb(child.pid) == 0.0
 
 
 @pytest.mark.slow
