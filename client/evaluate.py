@@ -10,9 +10,9 @@ from polyclinic.client.data.dataset import Images
 from polyclinic.client.fit import autocast, scaled
 from polyclinic.client.policy import Kind
 from polyclinic.core.statistics import shift
-from polyclinic.core.statistics.monoid import Statistic
+from polyclinic.core.statistics.monoid import Floats, Statistic
 from polyclinic.core.study import Study
-from polyclinic.models.contracts import Task
+from polyclinic.models.contracts import Findings, Task
 
 BATCH = 64
 """Pictures at once, or slices of volumes."""
@@ -34,18 +34,24 @@ def at_once(images: Images) -> int:
 
 
 def outcome(model: nn.Module, task: Task, images: Images, study: Study, device: torch.device) -> Statistic:
-    """How the model did on ``images``; of each batch only what matters for it is kept."""
-    found: dict[str, list[np.ndarray]] = {}
+    """How the model did on ``images``."""
     monitoring = study.monitoring
+    found = examined(model, task, images, study, device)
+    return task.tally(found, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
+
+
+def examined(model: nn.Module, task: Task, images: Images, study: Study, device: torch.device) -> Findings:
+    """What of the model's outputs on ``images`` matters for its outcome; of each batch only that is kept."""
+    found: dict[str, list[np.ndarray]] = {}
     with torch.inference_mode(), autocast(study.training, device):
         for places in np.array_split(np.arange(len(images)), range(at_once(images), len(images), at_once(images))):
             pixels = scaled(torch.from_numpy(images.pixels[places]), device)
             output = task.infer(model, pixels).float().cpu().numpy()
-            seen = task.examine(output, images.targets[places], bins=monitoring.bins, spacing=images.spacing[places])
+            spacing = images.spacing[places]
+            seen = task.examine(output, images.targets[places], bins=study.monitoring.bins, spacing=spacing)
             for name, rows in seen.items():
                 found.setdefault(name, []).append(rows)
-    findings = {name: np.concatenate(rows) for name, rows in found.items()}
-    return task.tally(findings, images.patients, bins=monitoring.bins, score_bins=monitoring.score_bins)
+    return {name: np.concatenate(rows) for name, rows in found.items()}
 
 
 def describe(
@@ -53,13 +59,9 @@ def describe(
 ) -> dict[Kind, Statistic]:
     """How ``images`` are spread: features of the frozen ``backbone`` (one picture a patient), intensities, labels,
     and how they were taken."""
-    first = np.unique(np.asarray(images.patients), return_index=True)[1]
-    one_each = Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))
-    features = shift.standardise(predict(backbone, one_each, study, device).astype(np.float64))
+    one_each = first_of_each(images)
+    projected = features(backbone, one_each, study, device)
     monitoring = study.monitoring
-    projected = features @ shift.projection(features.shape[1], monitoring.feature_dims, shift.SHIFT_SEED)
-    # a backbone of fewer features than that leaves some empty: what merges is known from the study alone
-    projected = np.pad(projected, ((0, 0), (0, monitoring.feature_dims - projected.shape[1])))
     return {
         "features": shift.FeatureMoments.of(projected),
         "kernel": shift.KernelMeans.of(projected, monitoring.kernel_features, shift.SHIFT_SEED),
@@ -67,3 +69,18 @@ def describe(
         "labels": shift.Labels.of(task.presence(images.targets), images.patients, task.classes),
         "acquisition": shift.Acquisition.of(images.taken or [{}] * len(images), images.patients),
     }
+
+
+def first_of_each(images: Images) -> Images:
+    """One picture a patient."""
+    first = np.unique(np.asarray(images.patients), return_index=True)[1]
+    return Images(images.pixels[first], images.targets[first], tuple(images.patients[i] for i in first))
+
+
+def features(backbone: nn.Module, images: Images, study: Study, device: torch.device) -> Floats:
+    """[N, feature_dims] features of the frozen ``backbone``, standardised and projected."""
+    width = study.monitoring.feature_dims
+    found = shift.standardise(predict(backbone, images, study, device).astype(np.float64))
+    projected = found @ shift.projection(found.shape[1], width, shift.SHIFT_SEED)
+    # a backbone of fewer features than that leaves some empty: what merges is known from the study alone
+    return np.pad(projected, ((0, 0), (0, width - projected.shape[1])))

@@ -18,8 +18,10 @@ from polyclinic.client.keep import Keep, Kept
 from polyclinic.client.policy import Kind, Policy
 from polyclinic.client.privacy.account import Account
 from polyclinic.client.private.answer import Answer, Vault, reserved
+from polyclinic.client.private.tell import Speaker, asked, enough, tell
 from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, RunError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
+from polyclinic.core.privacy.told import blanks
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
 from polyclinic.core.update import Update, digest
@@ -29,6 +31,7 @@ from polyclinic.models.network import Adapted, build
 
 PERSONAL, MEMORY = "personal/", "memory/"
 """What a site keeps: tensors of its own model, and what its methods remember."""
+Told = dict[str, Statistic | Withheld | None]
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,10 @@ class Workbench:
             self._accounts[site.vault] = site.vault.open(self.study, site.name, site.data, site.policy)
         return self._accounts[site.vault]
 
+    def speaker(self) -> Speaker:
+        """What tells a private study's figures of the model as it now is."""
+        return Speaker(self.adapted.network, self.frozen(), self.task, self.study, self.device)
+
     def described(self, site: Site) -> dict[Kind, Statistic]:
         """How a site's training images are spread, by kind; worked out once."""
         if site.data not in self._described:
@@ -103,15 +110,20 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     if digest(instruction.tensors) != instruction.base:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
     account = bench.account(site)
-    answer = None if account is None else reserved(account, instruction)
+    wanted = asked(study, site.policy, instruction) if study.privacy is not None else set()
+    open_ones = {what for what in wanted if enough(site.data, site.policy, what)}
+    answer = None if account is None else reserved(account, instruction, open_ones)
     kept = site.keep.before(instruction.run, instruction.round) or {}
     anchor = bench.adapted.write(instruction.tensors, _part(kept, PERSONAL) or None)
-    private = study.privacy is not None  # then nothing leaves but what was set aside
-    statistics = {} if private else before(bench, site, instruction)
+    if account is None:
+        statistics = before(bench, site, instruction)
+    else:  # nothing leaves but what was set aside
+        statistics = withheld(account, instruction, wanted - open_ones, site.policy)
+        statistics |= {} if answer is None else dict(tell(answer, bench.speaker(), site.data))
     update = None
     if instruction.fit:
         train(bench, site, instruction, anchor, kept, answer)
-        if not private:
+        if account is None:
             statistics["fitted/val"] = judge(bench, site, "val")
         update = Update(site.name, weight(study, site), bench.adapted.read())
     if not instruction.describe:
@@ -130,7 +142,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         statistics=told,
         sizes=sizes(study, site),
         seconds=round(time.monotonic() - started, 3),
-        receipt=None if answer is None or update is None else answer.note(update.tensors),
+        receipt=None if answer is None else answer.note(update.tensors if update else {}, told),
     )
 
 
@@ -145,7 +157,13 @@ def sizes(study: Study, site: Site) -> dict[str, tuple[int, int]]:
     return {split: (patients, patients) for split, (_, patients) in held.items()}
 
 
-def before(bench: Workbench, site: Site, instruction: Instruction) -> dict[str, Statistic | Withheld | None]:
+def withheld(account: Account, instruction: Instruction, wanted: set[str], policy: Policy) -> Told:
+    """Word of the figures that would be told here if more patients stood behind them."""
+    due = account.due(instruction.run, instruction.round, wanted)
+    return {one.what: Withheld(blanks(account.study)[one.what].name, policy.minimum_patients) for one in due}
+
+
+def before(bench: Workbench, site: Site, instruction: Instruction) -> Told:
     """What is told before training: how the incoming model does, and, if asked, how the data are spread."""
     found = {f"incoming/{split}": judge(bench, site, split) for split in instruction.evaluate}
     if instruction.describe and set(site.policy.tell) - {"outcome"}:

@@ -15,6 +15,8 @@ from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer
 from polyclinic.core.envelope import REFUSAL_LIMIT
 from polyclinic.core.explain import beside, course, heads, privacy, staying
+from polyclinic.core.privacy.plan import demand, judged
+from polyclinic.core.privacy.told import blanks, kind_of
 from polyclinic.core.statistics.acquisition import VALUES, Acquisition
 from polyclinic.core.statistics.contents import BINS, Intensities, Labels
 from polyclinic.core.statistics.features import FeatureMoments
@@ -125,6 +127,8 @@ def leaving(offer: Offer, home: Home) -> Iterator[str]:
 
 def statistics(study: Study) -> list[Told]:
     """Every statistic that a reply may hold; counted on empty ones of the study's own configuration."""
+    if study.privacy is not None:
+        return list(_noised(study))
     task: Any = study.task
     monitoring = study.monitoring
     outcome = _count(task.blank(bins=monitoring.bins, score_bins=monitoring.score_bins))
@@ -150,6 +154,23 @@ def statistics(study: Study) -> list[Told]:
              "one of a closed list or a range of numbers, values that too few share counted as withheld",
              _count(Acquisition.of((), ()))),
     ]  # fmt: skip
+
+
+def _noised(study: Study) -> Iterator[Told]:
+    if not demand(study).statistics_share:
+        return
+    listed = ", ".join(str(number) for number in judged(study)[:-1])
+    val = f"in round{'s' if ',' in listed else ''} {listed} and at the end" if listed else "at the end"
+    what = {
+        "describe/kernel": ("once a run", "sums of random Fourier features of frozen features of validation images"),
+        "describe/labels": ("once a run", "validation patients by class"),
+        "incoming/val": (val, "the model as it came, on validation patients"),
+        "incoming/test": ("at the end", "the final model, on test patients"),
+    }
+    for name, blank in blanks(study).items():
+        when, said = what[name]
+        noise = "one bounded vector a patient, summed, with Gaussian noise on every number"
+        yield Told(name, kind_of(name), when, f"{said}: {noise}", _count(blank))
 
 
 def _training(offer: Offer, home: Home) -> Iterator[str]:

@@ -47,6 +47,8 @@ class Method(Config):
     """What else a study must say for it, section by section: printed by ``polyclinic methods``, held by ``check``."""
     low_rank: ClassVar[bool] = False
     """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
+    discloses: ClassVar[bool] = False
+    """Whether a task's outcome can be told under privacy: see ``polyclinic.models.contracts.Disclosing``."""
     merges: ClassVar[bool] = True
     """Whether what it trains can be merged into the backbone's own weights."""
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyclinic.core.statistics.monoid import Statistic
+from polyclinic.core.statistics.monoid import Floats, Statistic
+from polyclinic.core.statistics.noised import Noised
 from polyclinic.core.study import Data
-
-if TYPE_CHECKING:
-    pass
 
 Anchor = Mapping[str, Tensor]
 """The global tensors that a round started from, by parameter name; detached, on the model's device."""
@@ -193,6 +191,17 @@ class Task(Protocol):
 
     def blank(self, *, bins: int, score_bins: int) -> Statistic:
         """The outcome of no image: what every outcome of this task must be able to merge with."""
+
+
+@runtime_checkable
+class Disclosing(Protocol):
+    """A task whose outcome can be told under privacy, as a sum of one bounded vector a patient."""
+
+    def disclosed(self, findings: Findings) -> Floats:
+        """[N, …] a vector an image, of Euclidean length at most 1."""
+
+    def undisclosed(self) -> Noised:
+        """What these sum to over nobody: its cells are of one vector's shape."""
 
 
 @runtime_checkable

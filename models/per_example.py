@@ -21,6 +21,22 @@ Sampler = Callable[[nn.Module, Tensor, Tensor], Mapping[str, Tensor]]
 """(layer, its input [N, …], gradient at its output [N, …]) → own parameter's name → its gradient by picture [N, …]."""
 
 
+class Shared(nn.Module):
+    """A parameter that every picture is given alike, such as prompts: a layer, so that its gradient is had by picture.
+
+    Attributes:
+        weight: [1, …].
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, beside: Tensor) -> Tensor:
+        """[N, …] the parameter, once for each of the pictures in ``beside`` [N, …], in its type."""
+        return self.weight.to(beside.dtype).expand(len(beside), *self.weight.shape[1:])
+
+
 class PerExample:
     """Records gradients by picture of a model's weights that train.
 
@@ -66,6 +82,7 @@ class Hooked(PerExample):
         """See ``PerExample``; autograd's own gradients, which the hooks leave, are thrown away."""
         from opacus.grad_sample import GradSampleModule
 
+        GradSampleModule.GRAD_SAMPLERS.setdefault(Shared, _shared_for_opacus)
         hooked = GradSampleModule(self._model, loss_reduction="sum", strict=False)
         found: dict[str, Tensor] = {}
         try:
@@ -120,6 +137,8 @@ def sampler_of(module: nn.Module) -> Sampler | None:
     """How a layer's gradients by picture are worked out; None if nobody knows."""
     if type(module) is nn.Linear:
         return linear
+    if type(module) is Shared:
+        return shared
     from opacus.grad_sample import GradSampleModule
 
     known = GradSampleModule.GRAD_SAMPLERS.get(type(module))
@@ -138,6 +157,15 @@ def linear(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, T
     if module.bias is not None and module.bias.requires_grad:
         found["bias"] = g.sum(dim=1)
     return found
+
+
+def shared(module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Tensor]:
+    """What arrives at each picture's copy."""
+    return {"weight": gradient.unsqueeze(1)}
+
+
+def _shared_for_opacus(module: Shared, given: list[Tensor], gradient: Tensor) -> dict[nn.Parameter, Tensor]:
+    return {module.weight: gradient.unsqueeze(1)}
 
 
 def _opacus(known: Any, module: nn.Module, given: Tensor, gradient: Tensor) -> Mapping[str, Tensor]:

@@ -10,6 +10,7 @@ from polyclinic.core.errors import PolyclinicError, UpdateError
 from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, Reply, decode_reply
 from polyclinic.core.privacy import receipt as receipts
+from polyclinic.core.privacy.told import blanks
 from polyclinic.core.statistics.codec import pack
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
@@ -158,7 +159,8 @@ class Receiver:
                 raise UpdateError(f"reply is to another {name}")
         if reply.site != site:
             raise UpdateError("reply carries another site's name")
-        if unknown := reply.statistics.keys() - KNOWN.keys():
+        agreed = KNOWN.keys() if self._study.privacy is None else blanks(self._study).keys()
+        if unknown := reply.statistics.keys() - agreed:
             raise UpdateError("statistic was not agreed on", where=ascii(min(unknown))[:80])
         if not 0 <= reply.seconds < 2**31:
             raise UpdateError("is no possible time", where="seconds")
@@ -173,11 +175,12 @@ class Receiver:
         self._demand_receipt(reply)
 
     def _demand_receipt(self, reply: Reply) -> None:
-        """A private study's update comes with a receipt in the study's own terms; what it says is the site's word."""
+        """What a private study tells comes with a receipt in the study's own terms; what it says is the site's word."""
         privacy, receipt = self._study.privacy, reply.receipt
+        told = any(not isinstance(one, Withheld) for one in reply.statistics.values())
         if receipt is None:
-            if privacy is not None and reply.update is not None:
-                raise UpdateError("a private study's update comes with a receipt", where="receipt")
+            if privacy is not None and (reply.update is not None or told):
+                raise UpdateError("what a private study tells comes with a receipt", where="receipt")
         elif privacy is None:
             raise UpdateError("a receipt of privacy was not asked for", where="receipt")
         elif (receipt.unit, receipt.delta, receipt.generator) != (privacy.unit, privacy.delta, privacy.generator):

@@ -14,6 +14,7 @@ from polyclinic.core import seeds
 from polyclinic.core.errors import DivergedError, QuorumError, RunError, UpdateError
 from polyclinic.core.ledger import fingerprint
 from polyclinic.core.messages import Instruction, encode_instruction
+from polyclinic.core.privacy import told
 from polyclinic.core.statistics.shift import SHIFT_SEED, Acquisition, FeatureMoments, Intensities, KernelMeans, Labels
 from polyclinic.core.study import Study
 from polyclinic.core.update import Manifest, Tensors, Update, digest
@@ -169,6 +170,8 @@ def instruct(study: Study, run_name: str, state: State, *, fit: bool, describe: 
 
 def blanks(study: Study) -> dict[str, Any]:
     """What the statistics of a round must be able to merge with: the study decides it, not who tells first."""
+    if study.privacy is not None:
+        return dict(told.blanks(study))
     task: Any = study.task
     monitoring = study.monitoring
     outcome = task.blank(bins=monitoring.bins, score_bins=monitoring.score_bins)

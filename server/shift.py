@@ -7,9 +7,10 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from polyclinic.core.statistics import shift
+from polyclinic.core.statistics import noised, shift
 from polyclinic.core.statistics.codec import unpack
 from polyclinic.core.statistics.monoid import Withheld
+from polyclinic.core.statistics.noised import NoisedKernel, NoisedLabels
 from polyclinic.server.journal import Journal
 
 Json = dict[str, Any]
@@ -22,6 +23,7 @@ FIELDS = {
     "labels": ("prevalence",),
     "acquisition": ("acquisition_js", "acquisition_field"),
 }
+P_VALUE = "under privacy no p-value is told"
 MAP_LIMIT = 100
 """Sites up to which all pairs are compared for the map: the work grows with their square."""
 
@@ -56,8 +58,12 @@ def table(journal: Journal, new: Sequence[Told] = ()) -> dict[str, Json]:
 def compared(name: str, one: Any, total: Any) -> Json:
     """What a site's statistic says against the rest of ``total``."""
     if name == "labels":
-        return {"prevalence": [figure.value for figure in shift.prevalence(one)]}
+        shares = noised.prevalence(one) if isinstance(one, NoisedLabels) else shift.prevalence(one)
+        return {"prevalence": [figure.value for figure in shares]}
     others = shift.rest(total, one)
+    if isinstance(one, NoisedKernel):
+        apart = noised.discrepancy(one, others)
+        return {"mmd2": apart.value, "p_value": None, "mmd2_noise": apart.noise, "why": P_VALUE}
     if name == "features":
         distance = shift.frechet(one, others)
         return {"frechet": distance} | ({"why": "too few patients for a covariance"} if distance is None else {})
@@ -81,10 +87,14 @@ def site_map(journal: Journal) -> dict[str, list[float]] | None:
     distances = np.zeros((len(names), len(names)))
     for i, one in enumerate(names):
         for j, other in enumerate(names[:i]):
-            apart = max(0.0, shift.discrepancy(told[one], told[other]) or 0.0) ** 0.5
+            apart = max(0.0, _discrepancy(told[one], told[other]) or 0.0) ** 0.5
             distances[i, j] = distances[j, i] = apart
     places = shift.classical_mds(distances)
     return {name: [float(x) for x in place] for name, place in zip(names, places, strict=True)}
+
+
+def _discrepancy(one: Any, other: Any) -> float | None:
+    return noised.discrepancy(one, other).value if isinstance(one, NoisedKernel) else shift.discrepancy(one, other)
 
 
 def known(journal: Journal, name: str, new: Sequence[Told] = ()) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from polyclinic.client.privacy.people import identities
 from polyclinic.client.privacy.receipts import receipt
 from polyclinic.client.privacy.record import Charge, Question, Reservation
 from polyclinic.core.errors import PolicyError
-from polyclinic.core.privacy.plan import Plan, Release, demand, plan
+from polyclinic.core.privacy.plan import DESCRIBED, Plan, Release, demand, plan
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import SPLITS, Study
@@ -36,25 +36,40 @@ class Account:
     cohorts: dict[str, str]
     bounds: Sequence[Bound] = field(default=())
 
-    def reserve(self, run: str, round_number: int, base: str, leaving: Collection[str]) -> Reservation:
-        """Sets aside what a round costs; before anything of it is worked out.
+    def due(self, run: str, round_number: int, wanted: Collection[str]) -> tuple[Release, ...]:
+        """Of what is wanted in a round, what the plan lets leave; how images are spread is told once a run.
 
         Args:
             round_number: 1 …; count + 1 is the last evaluation.
+            wanted: "update", "incoming/val", "describe/kernel" …
+        """
+        described = {
+            charge.what
+            for one in self.ledger.record().reserved.values()
+            if (one.question.study, one.question.run) == (self.study.digest, run) and one.question.round != round_number
+            for charge in one.charges
+        }
+        once = (one for one in self.plan.of_round(1, *DESCRIBED) if one.what not in described)
+        of_round = (one for one in self.plan.of_round(round_number) if one.what not in DESCRIBED)
+        return tuple(one for one in (*of_round, *once) if one.what in wanted)
+
+    def reserve(self, run: str, round_number: int, base: str, leaving: Collection[str]) -> Reservation:
+        """Sets aside what a round's releases cost; before anything of them is worked out.
+
+        Args:
             base: digest of the global state.
-            leaving: which of the plan's releases of that round will leave: "update", "incoming/val" …
+            leaving: what will leave, all of it ``due``.
 
         Raises:
             PolicyError: it would pass a limit, or is no release of that round.
             PrivacyError: the ledger cannot be trusted.
         """
-        planned = self.plan.of_round(round_number)
-        if unknown := sorted(set(leaving) - {one.what for one in planned}):
+        releases = self.due(run, round_number, leaving)
+        if unknown := sorted(set(leaving) - {one.what for one in releases}):
             raise PolicyError(f"'{unknown[0]}' is no release of round {round_number}", where="privacy")
-        charges = self.charges(one for one in planned if one.what in leaving)
         question = Question(self.study.digest, run, round_number, base)
         ahead = self.charges(self.plan.after(round_number))
-        return self.ledger.reserve(question, charges, ahead, self.bounds, self._simulated(round_number))
+        return self.ledger.reserve(question, self.charges(releases), ahead, self.bounds, self._simulated(round_number))
 
     def receipt(self, reservation: Reservation) -> Receipt:
         """What travels with the reply."""
@@ -86,7 +101,7 @@ def open_account(
         PolicyError: the site is too small for the study, or the whole run cannot fit into a limit.
     """
     who = _who(rows)
-    made = plan(study, _sizes(study, who), site)
+    made = plan(study, _sizes(study, who), site, policy.tell)
     cohorts = {split: ledger.cohort(found) for split, found in who.items() if found}
     return Account(ledger, study, site, made, cohorts, bounds(study, policy, approved))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +14,16 @@ from polyclinic.client.policy import Policy
 from polyclinic.client.privacy.account import Account, open_account
 from polyclinic.client.privacy.ledger import Ledger
 from polyclinic.client.privacy.record import Reservation
+from polyclinic.client.private.figures import N, noised
 from polyclinic.client.private.fit import Private
 from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Terms
 from polyclinic.core.messages import Instruction
-from polyclinic.core.privacy.plan import UPDATE, demand
+from polyclinic.core.privacy.plan import UPDATE, Release, demand
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.signing import SigningKey
+from polyclinic.core.statistics.codec import pack
+from polyclinic.core.statistics.monoid import Floats, Statistic, Withheld
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, digest
 
@@ -52,10 +57,11 @@ class Vault:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one instruction's answer may cost and must be drawn from."""
+    """What one instruction's answer may tell, what that costs, and what it must be drawn from."""
 
     account: Account
     reservation: Reservation
+    releases: Mapping[str, Release]
 
     def training(self, study: Study) -> Private:
         """How the round's private steps are taken."""
@@ -71,22 +77,36 @@ class Answer:
             opacus=privacy.step == "opacus",
         )
 
-    def note(self, tensors: Tensors) -> Receipt:
+    def told(self, what: str, blank: N, rows: Floats, patients: Sequence[str]) -> N:
+        """A figure with its noise: see ``figures.noised``."""
+        chance = Keyed(self.reservation.stream(what))
+        return noised(blank, rows, patients, self.releases[what].event, chance)
+
+    def note(self, tensors: Tensors, statistics: Mapping[str, Statistic | Withheld]) -> Receipt:
         """Notes in the ledger what is about to leave; returns what travels with it.
 
         Raises:
             PrivacyError: the same reservation gave something else before: this must not leave.
         """
-        self.account.ledger.release(self.reservation, digest(tensors))
+        total = hashlib.sha256(digest(tensors).encode())
+        for name in sorted(statistics):
+            total.update(hashlib.sha256(name.encode() + b"\x00" + pack(statistics[name])).digest())
+        self.account.ledger.release(self.reservation, total.hexdigest())
         return self.account.receipt(self.reservation)
 
 
-def reserved(account: Account, instruction: Instruction) -> Answer | None:
-    """Sets aside what an answer costs: an update, if training is asked for. Nothing else that is patients' leaves.
+def reserved(account: Account, instruction: Instruction, figures: Iterable[str]) -> Answer | None:
+    """Sets aside what an answer costs: an update, if training is asked for, and figures as far as they are planned.
+
+    Args:
+        figures: what the site could tell, such as "incoming/val".
 
     Raises:
         PolicyError: a limit would be passed; with the arithmetic.
     """
-    if not instruction.fit:
+    wanted = {*figures} | ({UPDATE} if instruction.fit else set())
+    releases = {one.what: one for one in account.due(instruction.run, instruction.round, wanted)}
+    if not releases:
         return None
-    return Answer(account, account.reserve(instruction.run, instruction.round, instruction.base, {UPDATE}))
+    reservation = account.reserve(instruction.run, instruction.round, instruction.base, releases.keys())
+    return Answer(account, reservation, releases)

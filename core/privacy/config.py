@@ -32,6 +32,8 @@ class Privacy(Config):
         statistics_share: what may be spent on all that leaves beside the update, as a share of the run's epsilon.
             Other patients stand behind it (validation, test), so 1 takes nothing from training. 0: only the update
             leaves.
+        judged: how often the model is judged on validation patients, evenly over the run and at its end; the more
+            often, the more noise each time.
         limit: epsilon of this study at which a site stops, rounds that were trained twice included.
     """
 
@@ -46,6 +48,7 @@ class Privacy(Config):
     step: Literal["fused", "opacus"] = "fused"
     generator: Generator = "system"
     statistics_share: float = Field(default=1.0, ge=0.0, le=1.0)
+    judged: int = Field(default=4, ge=1)
     limit: float | None = Field(default=None, gt=0.0)
 
     @model_validator(mode="after")

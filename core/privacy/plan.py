@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from polyclinic.core.errors import PolicyError, StudyError
@@ -12,8 +13,10 @@ from polyclinic.core.privacy.events import Event
 from polyclinic.core.study import Study
 
 UPDATE = "update"
-DESCRIBED = ("describe/features", "describe/kernel", "describe/intensities", "describe/labels")
-"""What is told once a run of how the validation patients' images are spread; asked again, the same bytes are told."""
+DESCRIBED = ("describe/kernel", "describe/labels")
+"""What is told, once a run, of how validation patients' images are spread; in the first round that asks for it."""
+TOLD = ("outcome", "kernel", "labels")
+"""Kinds of figures that can be told with noise; a site's policy may leave some out."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,12 @@ class Plan:
         return tuple(one for one in self.releases if one.round > number)
 
 
-def plan(study: Study, units: Mapping[str, int], site: str = "") -> Plan:
-    """The plan of a site; the same study and the same sizes give the same plan.
+def plan(study: Study, units: Mapping[str, int], site: str = "", tell: Collection[str] = TOLD) -> Plan:
+    """The plan of a site; the same study, sizes and kinds give the same plan.
 
     Args:
         units: split ("train", "val", "test") → units in it; a split that is absent is empty.
+        tell: kinds of figures that the site tells; they share the budget.
 
     Raises:
         StudyError: the study has no ``[privacy]``.
@@ -76,7 +80,7 @@ def plan(study: Study, units: Mapping[str, int], site: str = "") -> Plan:
     budget = privacy.statistics_share * (privacy.epsilon or spent["train"])
     releases = [Release(UPDATE, "train", number, update) for number in range(1, rounds + 1)]
     for split in ("val", "test"):
-        figures = [*_figures(split, rounds)] if held[split] and budget else []
+        figures = [*_figures(study, split, tell)] if held[split] and budget else []
         events = _events(privacy, figures, budget)
         releases += [Release(what, split, number, events[what]) for what, number in figures]
         spent[split] = accounting.epsilon([events[what] for what, _ in figures], privacy.delta)
@@ -107,14 +111,19 @@ def _demand_size(privacy: Privacy, held: Mapping[str, int], site: str) -> None:
             raise PolicyError(problem, where=site, remedy="lower privacy.delta")
 
 
-def _figures(split: str, rounds: int) -> Iterator[tuple[str, int]]:
+def judged(study: Study) -> tuple[int, ...]:
+    """Rounds whose incoming model is judged on validation patients; count + 1 is the last evaluation."""
+    every = (study.rounds.count + 1) / demand(study).judged
+    return tuple(sorted({math.ceil(every * (i + 1) - 1e-9) for i in range(demand(study).judged)} - {0}))
+
+
+def _figures(study: Study, split: str, tell: Collection[str]) -> Iterator[tuple[str, int]]:
     """(name, round) of every figure on a split: see ``polyclinic.server.receive.KNOWN``."""
     if split == "val":
-        yield from ((what, 1) for what in DESCRIBED)
-        yield from (("fitted/val", number) for number in range(1, rounds + 1))
-        yield from (("incoming/val", number) for number in range(1, rounds + 2))
-    else:
-        yield f"incoming/{split}", rounds + 1
+        yield from ((what, 1) for what in DESCRIBED if what.removeprefix("describe/") in tell)
+    if "outcome" in tell and study.task.discloses:
+        rounds = judged(study) if split == "val" else (study.rounds.count + 1,)
+        yield from ((f"incoming/{split}", number) for number in rounds)
 
 
 def _events(privacy: Privacy, figures: list[tuple[str, int]], budget: float) -> dict[str, Event]:

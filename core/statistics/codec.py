@@ -14,13 +14,17 @@ from polyclinic.core.statistics.detected import Detected
 from polyclinic.core.statistics.features import FeatureMoments
 from polyclinic.core.statistics.kernel import KernelMeans
 from polyclinic.core.statistics.monoid import Json, Statistic, Sums, Withheld
+from polyclinic.core.statistics.noised import NoisedKernel, NoisedLabels
+from polyclinic.core.statistics.noised_outcome import NoisedOutcome
+from polyclinic.core.statistics.noised_segmented import NoisedSegmented
 from polyclinic.core.statistics.outcome import Outcome
 from polyclinic.core.statistics.segmented import Segmented
 
-KINDS: Mapping[str, type[Sums]] = {
-    cls.name: cls
-    for cls in (Outcome, Segmented, Detected, FeatureMoments, KernelMeans, Intensities, Labels, Acquisition)
-}
+NOISED: tuple[type[Sums], ...] = (NoisedOutcome, NoisedSegmented, NoisedKernel, NoisedLabels)
+PLAIN: tuple[type[Sums], ...] = (
+    Outcome, Segmented, Detected, FeatureMoments, KernelMeans, Intensities, Labels, Acquisition
+)  # fmt: skip
+KINDS: Mapping[str, type[Sums]] = {cls.name: cls for cls in (*PLAIN, *NOISED)}
 UNPACKED_LIMIT = 8 * 2**20
 """Bytes of a packed statistic after decompression."""
 

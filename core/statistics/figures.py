@@ -28,6 +28,8 @@ class Figure:
         low, high: 95 % confidence interval, low <= value <= high; None where none can be given.
         bound: the figure computed from all single predictions together lies within ``value`` ± ``bound``. It is 0
             where sums give that exactly (to 1e-7), and positive where bins had to stand for scores.
+        noise: standard deviation that the noise of privacy alone gives to the figure; ``low`` and ``high`` contain it.
+            Where there is noise no ``bound`` is told.
     """
 
     value: float | None
@@ -35,14 +37,17 @@ class Figure:
     high: float | None
     bound: float = 0.0
     why: str | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         assert (self.value is None) == (self.why is not None), "a figure has either a value or a reason"
 
     def json(self) -> dict[str, float | str | None]:
-        """As an object: value, low, high, and bound; or None three times and why."""
-        limits = {"value": self.value, "low": self.low, "high": self.high}
-        return {**limits, "bound": self.bound} if self.why is None else {**limits, "why": self.why}
+        """As an object: value, low, high, bound, and noise if there is any; or None three times and why."""
+        limits: dict[str, float | str | None] = {"value": self.value, "low": self.low, "high": self.high}
+        if self.why is not None:
+            return {**limits, "why": self.why}
+        return {**limits, "bound": self.bound} | ({"noise": self.noise} if self.noise else {})
 
 
 class Bin(NamedTuple):
@@ -248,8 +253,8 @@ def real(bins: np.ndarray, unit: int = UNIT) -> tuple[Floats, Floats, Floats]:
     return count, confidence / 2**unit, correct
 
 
-def within(value: float, interval: Interval | None, bound: float = 0.0) -> Figure:
+def within(value: float, interval: Interval | None, bound: float = 0.0, noise: float = 0.0) -> Figure:
     """With limits that rounding has not pushed past the value."""
     if interval is None:
-        return Figure(value, None, None, bound)
-    return Figure(value, min(value, interval[0]), max(value, interval[1]), bound)
+        return Figure(value, None, None, bound, noise=noise)
+    return Figure(value, min(value, interval[0]), max(value, interval[1]), bound, noise=noise)

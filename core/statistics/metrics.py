@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from polyclinic.core.statistics import detected_figures as detection
 from polyclinic.core.statistics import figures as classification
+from polyclinic.core.statistics import noised_outcome, noised_segmented
 from polyclinic.core.statistics import segmented_figures as segmentation
 from polyclinic.core.statistics.detected import Detected
 from polyclinic.core.statistics.figures import Bin, Figure
+from polyclinic.core.statistics.noised_outcome import NoisedOutcome
+from polyclinic.core.statistics.noised_segmented import NoisedSegmented
 from polyclinic.core.statistics.outcome import Outcome
 from polyclinic.core.statistics.segmented import Segmented
 
@@ -58,7 +61,7 @@ class Judged:
         return next(metric for metric in self.metrics if metric.key == self.leading[0])
 
 
-JUDGED: Mapping[str, Judged] = {
+PLAIN: Mapping[str, Judged] = {
     Outcome.name: Judged(
         metrics=(
             Metric("auroc", "AUROC", True),
@@ -106,7 +109,16 @@ JUDGED: Mapping[str, Judged] = {
         reliability=segmentation.reliability,
     ),
 }
-"""By the name of the statistic."""
+JUDGED: Mapping[str, Judged] = {
+    **PLAIN,
+    NoisedOutcome.name: replace(
+        PLAIN[Outcome.name], figures=noised_outcome.figures, reliability=noised_outcome.reliability
+    ),
+    NoisedSegmented.name: replace(
+        PLAIN[Segmented.name], figures=noised_segmented.figures, reliability=noised_segmented.reliability
+    ),
+}
+"""By the name of the statistic; what is told with noise has the same figures, as far as it has them."""
 
 
 def kind_of(keys: Iterable[str]) -> Judged | None:

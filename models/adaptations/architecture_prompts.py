@@ -7,15 +7,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
 from polyclinic.models.adaptation import Adaptation, not_in_peft
 from polyclinic.models.adaptations.sequence import blocks, width
+from polyclinic.models.per_example import Shared
 
 PROMPTS = "vpt_prompts"
-"""What the parameter is called in every block that has one."""
+"""What their layer is called in every block that has some."""
 
 
 class Vpt(Method):
@@ -49,7 +50,7 @@ class Vpt(Method):
         return Adaptation(
             families=frozenset({"architecture"}),
             fit_in=self._fit_in,
-            travels=lambda name: name.endswith(f".{PROMPTS}"),
+            travels=lambda name: name.endswith(f".{PROMPTS}.weight"),
             peft=(not_in_peft,),
         )
 
@@ -63,22 +64,18 @@ class Vpt(Method):
         bound = math.sqrt(6.0 / (3 * patch**2 + inner))  # type: ignore[operator]
         for i, block in enumerate(blocks(model)[: None if self.deep else 1]):
             drawn = torch.empty((1, self.prompts, inner)).uniform_(-bound, bound, generator=generator)
-            block.module.register_parameter(PROMPTS, nn.Parameter(drawn))
+            block.module.register_module(PROMPTS, Shared(drawn))
             block.module.register_forward_pre_hook(_replaced if i else _appended)
 
 
 def _appended(block: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a block is given, its prompts after the tokens."""
     tokens, *rest = given
-    return (_with_prompts(tokens, getattr(block, PROMPTS)), *rest)
+    return (torch.cat([tokens, getattr(block, PROMPTS)(tokens)], dim=1), *rest)
 
 
 def _replaced(block: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     """What a block is given, its prompts in place of those of the block before."""
     tokens, *rest = given
-    prompts = getattr(block, PROMPTS)
-    return (_with_prompts(tokens[:, : -prompts.shape[1]], prompts), *rest)
-
-
-def _with_prompts(tokens: Tensor, prompts: Tensor) -> Tensor:
-    return torch.cat([tokens, prompts.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)
+    prompts = getattr(block, PROMPTS)(tokens)
+    return (torch.cat([tokens[:, : -prompts.shape[1]], prompts], dim=1), *rest)

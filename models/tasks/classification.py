@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from polyclinic.core.config import Method
 from polyclinic.core.facts import Facts
+from polyclinic.core.statistics import noised_outcome
+from polyclinic.core.statistics.monoid import Floats
+from polyclinic.core.statistics.noised_outcome import NoisedOutcome
 from polyclinic.core.statistics.outcome import Outcome, tally
 from polyclinic.core.study import Data
 from polyclinic.models.contracts import Example, Findings, Needs, Shape, Views
@@ -29,6 +32,7 @@ class Classification(Method):
     facts: ClassVar[Facts] = Facts(
         families=(), paper="", exact_private=True, because="the loss is a mean over images", travels="the head"
     )
+    discloses: ClassVar[bool] = True
     needs: ClassVar[Needs] = "label"
     dense: ClassVar[bool] = False
 
@@ -142,20 +146,26 @@ class Classification(Method):
 
     def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Outcome:
         """Mergeable outcome of logits [N, outputs] against targets [N] or [N, classes]."""
-        output, target = findings["output"], findings["target"]
-        logits = output.astype(np.float64)
-        with np.errstate(invalid="ignore"):  # what is no number is refused by name below
+        target = findings["target"]
+        probabilities, nll = self._judged(findings["output"].astype(np.float64), target)
+        return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
+
+    def disclosed(self, findings: Findings) -> Floats:
+        """[N, Q, 2, 12]: see ``noised_outcome.rows``."""
+        probabilities, _ = self._judged(findings["output"].astype(np.float64), findings["target"])
+        return noised_outcome.rows(self.kind, probabilities, findings["target"])
+
+    def _judged(self, logits: Floats, target: np.ndarray) -> tuple[Floats, Floats]:
+        """(probabilities, negative log-likelihoods [N]) of logits [N, outputs]."""
+        with np.errstate(invalid="ignore"):  # what is no number is refused by name where it is counted
             if self.kind == "multiclass":
                 shifted = logits - logits.max(axis=1, keepdims=True)
                 log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-                nll = -log_p[np.arange(len(target)), target]
-                probabilities = np.exp(log_p)
-            else:
-                signed = np.where(target.reshape(logits.shape) == 1, logits, -logits)
-                nll = np.logaddexp(0.0, -signed).mean(axis=1)
-                probabilities = np.exp(-np.logaddexp(0.0, -logits))
-                probabilities = probabilities[:, 0] if self.kind == "binary" else probabilities
-        return tally(self.kind, probabilities, target, patients, nll, bins=bins, score_bins=score_bins)
+                return np.exp(log_p), -log_p[np.arange(len(target)), target]
+            signed = np.where(target.reshape(logits.shape) == 1, logits, -logits)
+            nll = np.logaddexp(0.0, -signed).mean(axis=1)
+            probabilities = np.exp(-np.logaddexp(0.0, -logits))
+            return probabilities[:, 0] if self.kind == "binary" else probabilities, nll
 
     def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
         """The picture as it is, or the middle slice of a volume, with the classes and their probabilities."""
@@ -183,6 +193,10 @@ class Classification(Method):
         target = np.zeros((0, len(self.classes)) if self.kind == "multilabel" else 0, np.int64)
         findings = {"output": np.zeros((0, self.outputs)), "target": target}
         return self.tally(findings, (), bins=bins, score_bins=score_bins)
+
+    def undisclosed(self) -> NoisedOutcome:
+        """What ``disclosed`` sums to over nobody."""
+        return NoisedOutcome.blank(self.kind, len(self.classes))
 
     def explain(self) -> str:
         """What is predicted."""

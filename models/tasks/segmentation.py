@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
+from polyclinic.core.statistics import noised_segmented
+from polyclinic.core.statistics.monoid import Floats
+from polyclinic.core.statistics.noised_segmented import NoisedSegmented
 from polyclinic.core.statistics.segmented import Segmented, tally
 from polyclinic.core.study import Data, Study
 from polyclinic.models.contracts import IGNORED, Example, Findings, Needs, Shape, Views
@@ -54,6 +57,7 @@ class Segmentation(Method):
         because="the loss is a mean over pictures, each its own",
         travels="the head",
     )
+    discloses: ClassVar[bool] = True
     needs: ClassVar[Needs] = "mask"
     dense: ClassVar[bool] = True
     exclusive: ClassVar[bool] = False
@@ -208,6 +212,14 @@ class Segmentation(Method):
     def tally(self, findings: Findings, patients: Sequence[str], *, bins: int, score_bins: int) -> Segmented:
         """Mergeable outcome."""
         return tally(findings, patients, classes=len(self.classes), unit=self.unit, tolerance=self.tolerance)
+
+    def disclosed(self, findings: Findings) -> Floats:
+        """[N, K, 2]: see ``noised_segmented.rows``."""
+        return noised_segmented.rows(findings["true"], findings["dice"])
+
+    def undisclosed(self) -> NoisedSegmented:
+        """What ``disclosed`` sums to over nobody."""
+        return NoisedSegmented.blank(len(self.classes))
 
     def drawn(self, pixels: np.ndarray, output: np.ndarray, target: np.ndarray) -> Example:
         """The picture with both outlines, blue the true one; of a volume the slice with most of what is true."""

@@ -31,6 +31,7 @@ class Shift:
 
     frechet: float | None = None
     mmd2: float | None = None
+    mmd2_noise: float | None = None
     p_value: float | None = None
     psi: float | None = None
     taken: float | None = None
@@ -178,6 +179,7 @@ def shift(row: Json) -> Shift:
     return Shift(
         frechet=row.get("frechet"),
         mmd2=row.get("mmd2"),
+        mmd2_noise=row.get("mmd2_noise"),
         p_value=row.get("p_value"),
         psi=row.get("intensity_psi"),
         taken=row.get("acquisition_js"),
@@ -216,7 +218,9 @@ def figure(found: Json) -> Figure:
     """A figure from its object."""
     if found.get("value") is None:
         return missing(str(found.get("why") or NOT_TOLD))
-    return Figure(found["value"], found.get("low"), found.get("high"), found.get("bound", 0.0))
+    return Figure(
+        found["value"], found.get("low"), found.get("high"), found.get("bound", 0.0), noise=found.get("noise", 0.0)
+    )
 
 
 def bins_by_split(found: Json | None) -> dict[str, tuple[Bin, ...]]:

@@ -40,6 +40,7 @@ def cell(figure: Figure, *, sign: bool = False) -> Cell:
         return Cell("–", str(figure.why))
     write = words.signed if sign else words.number
     notes = [] if figure.low is None or figure.high is None else [f"{write(figure.low)} to {write(figure.high)}"]
+    notes += [f"noise ±{words.number(figure.noise)}"] if figure.noise >= 0.0005 else []
     notes += [f"binned ±{words.number(figure.bound)}"] if figure.bound >= 0.0005 else []
     # each breaks as a whole: an interval on two lines is hard to read
     return Cell(write(figure.value), " ".join(note.replace(" ", "\N{NO-BREAK SPACE}") for note in notes))
@@ -135,7 +136,7 @@ def shifts(evidence: Evidence) -> Table:
         (
             name(s.name, s.shift.why),
             plain(s.shift.frechet),
-            plain(s.shift.mmd2),
+            plain(s.shift.mmd2, "" if s.shift.mmd2_noise is None else f"noise ±{words.number(s.shift.mmd2_noise)}"),
             chance(s.shift.p_value),
             chance(adjusted.get(s.name)),
             plain(s.shift.psi, compare.stability(s.shift.psi) if s.shift.psi is not None else ""),
@@ -146,7 +147,8 @@ def shifts(evidence: Evidence) -> Table:
     ]
     devices = ("How taken, JS",) if acquired else ()
     head = ("Site", "Fréchet²", "MMD²", "p", "p, Holm", "Brightness PSI", *devices, "Patients with class")
-    return Table("Each site's training images against all others' together", head, tuple(rows))
+    images = "validation images, under privacy," if "privacy" in evidence.study else "training images"
+    return Table(f"Each site's {images} against all others' together", head, tuple(rows))
 
 
 def plain(value: float | None, note: str = "") -> Cell:

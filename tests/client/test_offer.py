@@ -17,6 +17,7 @@ from polyclinic.client.data.manifest import read_manifest, sites
 from polyclinic.client.home import Home
 from polyclinic.client.offer import Offer, find, offers, opened_offer, read_offer, read_signed, signed_text
 from polyclinic.client.policy import Policy
+from polyclinic.client.private.answer import Vault
 from polyclinic.client.respond import Site, Workbench, respond
 from polyclinic.client.settings import Coordinator, DataPlace, Rules, Settings
 from polyclinic.client.words import statistics, words
@@ -211,6 +212,34 @@ def test_words_count_every_statistic_that_a_site_tells(
         line = next(line for line in text.splitlines() if line.startswith(f"  {one.name} "))
         assert f"{one.numbers:,} whole numbers" in line
         assert ("DOES NOT TELL" in line) == (one.kind not in ("outcome", "labels"))
+
+
+def test_words_count_every_figure_of_a_private_study(tiny_study: Study, tiny_manifest: Path, tmp_path: Path) -> None:
+    """Against what ``respond`` really sends, round by round."""
+    more = tiny_study.model_dump(mode="json")
+    more["privacy"] = {"noise": 1.0, "delta": 1e-3, "expected": 4, "judged": 2}
+    more["training"] |= {"steps": 1, "epochs": None}
+    study = parse(Study, {**more, "rounds": more["rounds"] | {"weight": "equal"}}, "test")
+    bench, sent = Workbench(study), {}
+    rows = sites(read_manifest(tiny_manifest, study.data, bench.task, study.study.seed))["north"]
+    data = SiteData("north", rows, study.data, bench.task)
+    site = Site("north", data, Policy(minimum_patients=1), vault=Vault(tmp_path / "privacy"))
+    tensors, when = bench.adapted.read(), {}
+    for number in (1, 2, 3):
+        evaluate = ("val",) if number < 3 else ("val", "test")
+        order = Instruction(
+            study.digest, "run", number, "n", digest(tensors), number < 3, evaluate, number == 1, VERSION, tensors
+        )
+        for name, statistic in respond(bench, site, order).statistics.items():
+            sent[name] = statistic
+            when.setdefault(name, []).append(number)
+    told = {one.name: one for one in statistics(study)}
+    assert told.keys() == sent.keys()
+    for name, statistic in sent.items():
+        fields = json.dumps(encode_statistic(statistic)["fields"])
+        assert told[name].numbers == len(re.findall(r"(?<![\w.])-?\d+", re.sub(r'"[^"]*"', "", fields))), name
+    assert when == {"describe/kernel": [1], "describe/labels": [1], "incoming/val": [2, 3], "incoming/test": [3]}
+    assert told["incoming/val"].when == "in round 2 and at the end"
 
 
 def test_every_tensor_is_named_with_its_shape(home: Home, document: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ TRAINS = {
     "exchange_amplitude": ATTENTION + r"lora_[AB]\.default\.weight|amplitude\.told",
     "combat": ATTENTION + r"lora_[AB]\.default\.weight|neck\.combat\.(mean|variance)",
     "fedbn": r"(?!)",
-    "vpt": LAYER + r"vpt_prompts",
+    "vpt": LAYER + r"vpt_prompts.weight",
     "ladder": r"ladder\.(gates|(foot|downs\.\d|rungs\.\d\..*|norm|up)\.(weight|bias))",
     "houlsby": LAYER + r"(attention|mlp)\.houlsby\.(down|up)\.(weight|bias)",
     "adaptformer": LAYER + r"mlp\.adaptformer\.(down|up)\.(weight|bias)",

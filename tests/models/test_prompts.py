@@ -33,7 +33,7 @@ def test_prompts_go_through_the_blocks_as_the_paper_has_it(deep: str, tiny_vit: 
     adapted = build(on(tiny_vit, VPT.format(deep)))
     shaken(adapted)
     w = adapted.network.state_dict()
-    names = [f"backbone.encoder.layers.{i}.vpt_prompts" for i in range(2 if deep == "true" else 1)]
+    names = [f"backbone.encoder.layers.{i}.vpt_prompts.weight" for i in range(2 if deep == "true" else 1)]
     assert [name for name in adapted.travelling if not name.startswith("head.")] == names
     x = vit.embed(w, pixels())
     first = w[names[0]].expand(2, -1, -1)
@@ -49,12 +49,12 @@ def test_prompts_go_through_the_blocks_as_the_paper_has_it(deep: str, tiny_vit: 
 
 def test_they_start_uniform_within_the_papers_bound(tiny_vit: Path) -> None:
     state = build(on(tiny_vit, 'method = "vpt"\nprompts = 200')).read()
-    drawn = state["backbone.encoder.layers.0.vpt_prompts"]
+    drawn = state["backbone.encoder.layers.0.vpt_prompts.weight"]
     bound = math.sqrt(6 / (3 * 8 * 8 + 32))
     assert drawn.shape == (1, 200, 32)
     assert np.abs(drawn).max() <= bound
     assert drawn.std() == pytest.approx(bound / math.sqrt(3), rel=0.03)
-    assert not np.array_equal(drawn, state["backbone.encoder.layers.1.vpt_prompts"])
+    assert not np.array_equal(drawn, state["backbone.encoder.layers.1.vpt_prompts.weight"])
 
 
 @pytest.mark.parametrize("name", ["ViTModel", "Dinov2Model", "Dinov2WithRegistersModel"])

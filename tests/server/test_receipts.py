@@ -15,6 +15,7 @@ from jsonschema import Draft202012Validator
 from polyclinic.core import study as studies
 from polyclinic.core.messages import Reply
 from polyclinic.core.privacy.receipt import SIMULATED, Receipt
+from polyclinic.core.statistics.noised_outcome import NoisedOutcome
 from polyclinic.core.study import Study
 from polyclinic.server.report import tables
 from polyclinic.server.report.partial import partial
@@ -32,7 +33,7 @@ def private(extra: str = "") -> Study:
 
 
 def saying(receipt: Receipt | None) -> Callable[[Reply], Reply]:
-    return lambda reply: replace(reply, receipt=receipt)
+    return lambda reply: replace(reply, receipt=receipt, statistics={})
 
 
 def records(receipts: dict[str, Receipt | None], agreed: Study) -> tuple[list[dict[str, Any]], Any]:
@@ -78,6 +79,25 @@ def test_a_receipt_that_nobody_asked_for_is_set_aside() -> None:
     found, _ = records({"east": None, "north": GOOD}, plain)
     assert "was not asked for" in found[0]["excluded"]["north"]
     assert "privacy" not in found[0]["sites"]["east"]
+
+
+def test_a_figure_without_noise_is_set_aside_and_one_with_noise_needs_a_receipt() -> None:
+    noised = replace(NoisedOutcome.blank("binary", 2), patients=20, units=20, variance=2**20)
+    for changed, why in (
+        (lambda reply: replace(reply, receipt=GOOD), "statistic"),
+        (
+            lambda reply: replace(reply, update=reply.update, receipt=None, statistics={"incoming/val": noised}),
+            "receipt",
+        ),
+    ):
+        fakes = Fakes(["east", "north"], {"east": saying(GOOD), "north": changed})
+        _, journal = play(fakes, agreed=private())
+        assert why in journal.rounds()[0]["excluded"]["north"]
+    told = Fakes(["east"], {"east": lambda reply: replace(reply, receipt=GOOD, statistics={"incoming/val": noised})})
+    _, journal = play(told, agreed=private())
+    accuracy = journal.rounds()[0]["sites"]["east"]["incoming"]["accuracy"]
+    assert accuracy["noise"] == pytest.approx(24**0.5 / 2 / 20, rel=0.01)
+    schema("round").validate(journal.rounds()[0])
 
 
 def test_the_report_shows_it_with_unit_and_adjacency(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from polyclinic.core.runs import Run
-from polyclinic.core.statistics.metrics import JUDGED
+from polyclinic.core.statistics.metrics import JUDGED, PLAIN
 from polyclinic.core.study import Study
 from polyclinic.simulations.simulate import Options, simulate
 from tests.conftest import write_images
@@ -109,11 +109,11 @@ def test_schemas_code_and_docs_name_the_same_figures() -> None:
     for name in ("summary", "round"):
         defined = schema(name)["$defs"]
         chosen = [choice["$ref"].rpartition("/")[2] for choice in defined["metrics"]["oneOf"]]
-        assert chosen == [f"{kind}_metrics" for kind in JUDGED]
-        for kind, judged in JUDGED.items():
+        assert chosen == [f"{kind}_metrics" for kind in PLAIN]
+        for kind, judged in PLAIN.items():
             keys = [metric.key for metric in judged.metrics]
             assert list(defined[f"{kind}_metrics"]["properties"]) == defined[f"{kind}_metrics"]["required"] == keys
-    assert section("Figures") >= {*METRICS, "value", "low", "high", "bound", "why"}
+    assert section("Figures") >= {*METRICS, "value", "low", "high", "bound", "why", "noise"}
 
 
 @pytest.mark.parametrize(

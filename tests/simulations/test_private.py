@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from dp_accounting import dp_event, pld
 
+from polyclinic.client.policy import Policy
 from polyclinic.client.privacy.ledger import Ledger
 from polyclinic.core import runs
 from polyclinic.core import study as studies
@@ -23,7 +24,8 @@ STEPS, ROUNDS, EXPECTED, NOISE, DELTA = 3, 2, 6, 1.5, 1e-3
 
 
 def private(tiny_vit: Path, **more: Any) -> Study:
-    asked = {"noise": NOISE, "delta": DELTA, "expected": EXPECTED, "generator": "simulated", "pictures": 2} | more
+    asked = {"noise": NOISE, "delta": DELTA, "expected": EXPECTED, "generator": "simulated", "pictures": 2}
+    asked |= {"statistics_share": 0.0} | more
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in asked.items())
     text = study_text(tiny_vit).replace("epochs = 1", f"steps = {STEPS}")
     text = text if "steps" in text else text.replace("[training]", f"[training]\nsteps = {STEPS}")
@@ -81,6 +83,59 @@ def test_two_workers_and_a_second_run_give_the_same_bits_and_other_noise_gives_o
     one, other = (simulate(secure, tiny_manifest, tmp_path / name, Options()) for name in ("one", "other"))
     assert one.summary["adapter_sha256"] != other.summary["adapter_sha256"]
     assert "no privacy" not in json.dumps(one.rounds[-1])
+
+
+@pytest.fixture(scope="module")
+def telling(tiny_vit: Path, tiny_manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> runs.Run:
+    """A run that also tells figures, of the last model alone; with little noise, so that ten patients say something."""
+    study = private(tiny_vit, statistics_share=1.0, judged=1, noise=0.5)
+    return simulate(study, tiny_manifest, tmp_path_factory.mktemp("telling") / "run", Options())
+
+
+def test_figures_are_told_with_their_noise_and_charged_to_the_patients_behind_them(telling: runs.Run) -> None:
+    for site, found in telling.summary["sites"].items():
+        accuracy = found["metrics"]["test"]["accuracy"]
+        assert accuracy["noise"] > 0.0
+        assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+        assert found["metrics"]["val"]["nll"]["why"] == "not told under privacy"
+        assert found["shift"]["mmd2_noise"] > 0.0
+        with closing(Ledger(telling.folder / OWN / site / "privacy")) as ledger:
+            ledger.verify()
+            record = ledger.record()
+        whats = [[charge.what for charge in one.charges] for one in record.reserved.values()]
+        assert whats == [
+            ["update", "describe/kernel", "describe/labels"],
+            ["update"],
+            ["incoming/test", "incoming/val"],
+        ]
+        cohorts = {charge.what: charge.cohort for charge in record.charged()}
+        assert len({cohorts[what] for what in ("update", "incoming/val", "incoming/test")}) == 3
+        assert found["privacy"]["mechanism"] == "Gaussian noise on 2 figures"
+    assert telling.rounds[0]["sites"]["north"]["incoming"] is None
+    report = telling.report.read_text()
+    assert "noise ±" in report
+    assert "validation images, under privacy" in report
+
+
+def test_the_same_figures_come_out_of_a_round_that_is_asked_again(
+    telling: runs.Run, tiny_vit: Path, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    study = private(tiny_vit, statistics_share=1.0, judged=1, noise=0.5)
+    again = simulate(study, tiny_manifest, tmp_path / "again", Options(workers=2))
+    assert again.summary["sites"] == telling.summary["sites"] | {
+        site: found | {"privacy": again.summary["sites"][site]["privacy"]}  # heads have times in them
+        for site, found in telling.summary["sites"].items()
+    }
+
+
+def test_a_site_with_too_few_patients_says_so_and_spends_nothing_on_figures(
+    tiny_vit: Path, tiny_manifest: Path, tmp_path: Path
+) -> None:
+    study = private(tiny_vit, statistics_share=1.0, judged=1)
+    run = simulate(study, tiny_manifest, tmp_path / "run", Options(policy=Policy(minimum_patients=12)))
+    assert run.summary["sites"]["south"]["metrics"]["test"]["accuracy"]["why"] == "fewer than 12 patients"
+    with closing(Ledger(run.folder / OWN / "south" / "privacy")) as ledger:
+        assert {charge.what for charge in ledger.record().charged()} == {"update"}
 
 
 def test_a_run_that_cannot_fit_into_the_limit_does_not_start(

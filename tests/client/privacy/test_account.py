@@ -85,9 +85,33 @@ def test_only_what_leaves_is_charged(opened: Callable[..., Account]) -> None:
     assert spent(account, "train") > 0.0
     account.reserve("run", 2, "base", ["update", "incoming/val"])
     assert 0.0 < spent(account, "val") < account.plan.epsilon["val"]
-    for name in ("incoming/test", "describe/else", DESCRIBED[0]):
+    for name in ("incoming/test", "describe/else"):
         with pytest.raises(PolicyError, match="is no release of round 2"):
             account.reserve("run", 2, "base", [name])
+
+
+def test_how_images_are_spread_is_told_once_a_run_in_whichever_round_asks_first(opened: Callable[..., Account]) -> None:
+    account = opened(private())
+    account.reserve("run", 1, "base", ["update"])  # nobody asked
+    account.reserve("run", 3, "base", ["update", *DESCRIBED])
+    assert [one.what for one in account.due("run", 3, DESCRIBED)] == list(DESCRIBED)  # the same question again
+    assert account.due("run", 4, DESCRIBED) == ()
+    assert len(account.due("another", 1, DESCRIBED)) == len(DESCRIBED)
+    with pytest.raises(PolicyError, match="is no release of round 4"):
+        account.reserve("run", 4, "base", ["update", DESCRIBED[0]])
+
+
+def test_kinds_that_a_site_does_not_tell_leave_their_share_to_the_others(opened: Callable[..., Account]) -> None:
+    everything, outcome = opened(private()), opened(private(), Policy(tell=("outcome",)))
+    noise = [{r.what: r.event.noise for r in one.plan.releases}["incoming/val"] for one in (everything, outcome)]
+    assert noise[0] == pytest.approx(3**0.5 * noise[1], rel=1e-3)
+    assert {r.what for r in outcome.plan.releases} == {"update", "incoming/val", "incoming/test"}
+
+
+def test_the_model_is_judged_as_often_as_the_study_says_and_at_its_end(opened: Callable[..., Account]) -> None:
+    for judged, rounds in ((1, [5]), (2, [3, 5]), (4, [2, 3, 4, 5]), (9, [1, 2, 3, 4, 5])):
+        account = opened(private(f"epsilon = 4.0\njudged = {judged}\n"))
+        assert [r.round for r in account.plan.releases if r.what == "incoming/val"] == rounds
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import pytest
 
 from polyclinic.core.statistics.detected import tally as tally_boxes
 from polyclinic.core.statistics.monoid import Sums
+from polyclinic.core.statistics.noised import Noised, NoisedKernel, NoisedLabels
+from polyclinic.core.statistics.noised_outcome import NoisedOutcome
+from polyclinic.core.statistics.noised_segmented import NoisedSegmented
 from polyclinic.core.statistics.outcome import Kind, tally
 from polyclinic.core.statistics.segmented import Segmented
 from polyclinic.core.statistics.shift import (
@@ -98,6 +102,16 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         makers, volts = rng.choice(["GE", "Philips", ""], n), rng.choice([80, 100, 120], n)
         return Acquisition.of([{"maker": m, "kVp": f"{kv}"} for m, kv in zip(makers, volts, strict=True)], range(n))
 
+    def noised(blank: Noised) -> Callable[[int, int], Noised]:
+        def made(n: int, seed: int) -> Noised:
+            if not n:
+                return blank
+            cells = np.random.default_rng(seed).normal(n / 4, 3.0, blank.cells.shape) * 2**20
+            cells = np.clip(np.rint(cells), -n * 2**20, n * 2**20).astype(np.int64)
+            return replace(blank, patients=(n + 1) // 2, units=n, variance=9 * 2**20, cells=cells)
+
+        return made
+
     made: dict[str, Callable[[int, int], Sums]] = {
         kind: lambda n, seed, kind=kind: tally(**predictions(kind, n, seed), bins=5, score_bins=16)  # type: ignore[misc]
         for kind in KINDS
@@ -111,4 +125,8 @@ def statistics() -> Mapping[str, Callable[[int, int], Sums]]:
         "segmented": segmented,
         "multilabels": lambda n, seed: labels(n, seed, 3),
         "acquisition": acquisition,
+        "noised_outcome": noised(NoisedOutcome.blank("multiclass", 3)),
+        "noised_segmented": noised(NoisedSegmented.blank(2)),
+        "noised_kernel": noised(NoisedKernel.blank(8, 1)),
+        "noised_labels": noised(NoisedLabels.blank(3, exclusive=True)),
     }
