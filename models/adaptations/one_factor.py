@@ -96,8 +96,8 @@ class RoLora(OneFactor):
 
     B first, for it starts at zero, and as long as it is zero A has no gradient. DEeR (Zhu et al. 2024, arXiv
     2410.12926) alternates likewise under privacy. The factor that rests is sent back as it came; its mean is itself to
-    the bit, but for numbers below 2^-35, which lie off the grid of the server's sums by up to 2^-59. The head always
-    trains.
+    the bit, but for numbers below 2^-35, which lie off the grid of the server's sums by less than 2^-58. The head
+    always trains.
     """
 
     alternates: ClassVar[bool] = True
