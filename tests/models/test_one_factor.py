@@ -136,7 +136,10 @@ def test_lora_itself_is_wrong_about_the_mean_of_products(tiny_vit: Path, tiny_ma
     assert np.abs(product(a, b) - np.tensordot(weights / weights.sum(), each, axes=1)).max() > 1e-5
 
 
-@pytest.mark.parametrize("privacy", ["", PRIVATE], ids=["plain", "private"])
+OPACUS = PRIVATE.replace("pictures", 'step = "opacus"\npictures')
+
+
+@pytest.mark.parametrize("privacy", ["", PRIVATE, OPACUS], ids=["plain", "private", "opacus"])
 @pytest.mark.parametrize(("number", "rests", "trains"), [(1, A, B), (2, B, A), (3, A, B)])
 def test_the_factor_that_rests_keeps_its_bits_under_adamw_with_decay_and_so_does_its_mean(
     number: int, rests: str, trains: str, privacy: str, tiny_vit: Path, tiny_manifest: Path, tmp_path: Path

@@ -79,7 +79,9 @@ def test_every_patients_gradient_is_what_autograd_gives_for_that_patient_alone(m
     assert all(weight.grad is None for weight in adapted.network.parameters())
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "probe"])  # at LayerNorms its hooks find no activations
+@pytest.mark.parametrize(
+    "method", ["lora", "rslora", "ffa_lora", "fedsvd", "probe"]
+)  # at LayerNorms its hooks find no activations
 def test_opacus_own_hooks_give_the_same_where_they_can(method: str) -> None:
     made = study(method)
     adapted = shaken(build(made))
