@@ -59,10 +59,11 @@ def fit(
     weights = None if chain.weigh is None else chain.weigh(begun)
     objective = chain.objective(lambda model, batch: task.loss(batch.output, batch.target), begun)
     rate, generator = learning_rate(training, round_number, study.rounds.count), drawn("fit")
-    if private is None:
-        steps = _train(adapted, objective, begun, weights, training, rate, generator)
-    else:
-        steps = train(adapted, objective, make_optimiser(adapted, training, rate), begun, private, generator)
+    with adapted.resting(round_number):
+        if private is None:
+            steps = _train(adapted, objective, begun, weights, training, rate, generator)
+        else:
+            steps = train(adapted, objective, make_optimiser(adapted, training, rate), begun, private, generator)
     if not adapted.sound():
         raise UpdateError("training diverged", where=site, remedy="lower training.learning_rate")
     return chain.settle(adapted.network, begun, Trained(rate, steps))

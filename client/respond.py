@@ -125,7 +125,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         train(bench, site, instruction, anchor, kept, answer)
         if account is None:
             statistics["fitted/val"] = judge(bench, site, "val")
-        update = Update(site.name, weight(study, site), bench.adapted.read())
+        update = Update(site.name, weight(study, site), bench.adapted.sent())
     if not instruction.describe:
         bench.rest()
     if not instruction.fit:

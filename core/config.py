@@ -46,7 +46,11 @@ class Method(Config):
     demands: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
     """What else a study must say for it, section by section: printed by ``polyclinic methods``, held by ``check``."""
     low_rank: ClassVar[bool] = False
-    """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
+    """Whether it trains both low-rank factors of a product at once, which factor-aware strategies need."""
+    alternates: ClassVar[bool] = False
+    """Whether what trains changes from round to round, so that a site's way in one is not that of all its weights."""
+    refactors: ClassVar[bool] = False
+    """Whether it lives by products B·A that the server factors anew every round, or is the strategy that does so."""
     discloses: ClassVar[bool] = False
     """Whether a task's outcome can be told under privacy: see ``polyclinic.models.contracts.Disclosing``."""
     merges: ClassVar[bool] = True

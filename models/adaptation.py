@@ -117,6 +117,11 @@ def nothing(name: str) -> bool:
     return False
 
 
+def never(name: str, round_number: int) -> bool:
+    """Nothing rests in any round."""
+    return False
+
+
 def none_of_it(model: nn.Module) -> frozenset[str]:
     """No parameter of the model."""
     return frozenset()
@@ -169,12 +174,17 @@ class Adaptation:
             (pooled features → pooled features), and replace ``model.backbone.see`` by a method of a module.
         mirror: once, after all of a chain is fitted in: (model, names of the parameters that travel and train) → adds
             what must be as large as these are.
-        travels: whether the named parameter leaves the site; it also trains there, unless ``constant`` or ``still``.
+        travels: whether the named parameter leaves the site; it also trains there, unless ``constant``,
+            ``still`` or ``given``.
         chosen: names of more such parameters, where that depends on the whole model (its last blocks, say).
         constant: whether the named parameter, though it travels, does not train: every site works out the same bits,
             and one that finds others than arrive refuses (a fingerprint of what must be the same everywhere).
         still: whether the named parameter, though it travels or is personal, is trained by no gradient: what
             ``settle`` leaves in it is what leaves the site.
+        given: whether the named parameter, though it travels, is the server's to change: no gradient trains it, and no
+            site sends it back. The study's strategy must say so, too, in ``expects``.
+        rests: (name, round 1, 2, …) → whether the parameter, though it trains, does not in that round: it is then in no
+            gradient, no clipping and no noise, and a site sends it back as it came, to the bit.
         aside: whether the named parameter, though it travels, serves training alone: what is exported lacks it.
         personal: names of parameters and floating-point buffers that are a site's own: kept there from round to round,
             never sent. Parameters train unless ``still``. A site's first round begins with those of the pretrained
@@ -199,6 +209,8 @@ class Adaptation:
     chosen: Callable[[nn.Module], frozenset[str]] = none_of_it
     constant: Callable[[str], bool] = nothing
     still: Callable[[str], bool] = nothing
+    given: Callable[[str], bool] = nothing
+    rests: Callable[[str, int], bool] = never
     aside: Callable[[str], bool] = nothing
     personal: Callable[[nn.Module], frozenset[str]] = none_of_it
     receive: Callable[[nn.Module, Mapping[str, Tensor]], frozenset[str]] = receive_nothing

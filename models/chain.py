@@ -61,6 +61,8 @@ def chain(*parts: Adaptation) -> Adaptation:
         chosen=lambda model: frozenset().union(*(part.chosen(model) for part in parts)),
         constant=lambda name: any(part.constant(name) for part in parts),
         still=lambda name: any(part.still(name) for part in parts),
+        given=lambda name: any(part.given(name) for part in parts),
+        rests=lambda name, round_number: any(part.rests(name, round_number) for part in parts),
         aside=lambda name: any(part.aside(name) for part in parts),
         personal=lambda model: frozenset().union(*(part.personal(model) for part in parts)),
         receive=receive,

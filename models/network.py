@@ -133,15 +133,14 @@ class Adapted:
     def __init__(self, network: Network, chained: Adaptation, device: torch.device) -> None:
         self.network, self.chain, self.device = network.to(device), chained, device
         personal = chained.personal(network)
-        trains = [name for name in self._leaving(personal) if not (chained.constant(name) or chained.still(name))]
+        trains = [name for name in self._leaving(personal) if not self._idle(name)]
         chained.mirror(network, trains)
         self.network.to(device)
         travelling = self._leaving(personal)
         found = dict(network.named_parameters())
         own = {name: tensor for name, tensor in (*found.items(), *network.named_buffers()) if name in personal}
         for name, weight in found.items():
-            idle = chained.constant(name) or chained.still(name)
-            weight.requires_grad_((name in travelling or name in own) and not idle)
+            weight.requires_grad_((name in travelling or name in own) and not self._idle(name))
         self._parameters = {name: travelling[name] for name in sorted(travelling)}
         self._personal = {name: own[name] for name in sorted(own)}
         self._pretrained = {name: tensor.detach().clone() for name, tensor in self._personal.items()}
@@ -161,9 +160,17 @@ class Adapted:
             if name not in personal and (name.startswith("head.") or self.chain.travels(name) or name in chosen)
         }
 
+    def _idle(self, name: str) -> bool:
+        """Whether no gradient ever trains it, though it travels or is personal."""
+        return self.chain.constant(name) or self.chain.still(name) or self.chain.given(name)
+
     def read(self) -> Tensors:
         """Copies of what travels."""
         return {name: weight.detach().cpu().numpy().copy() for name, weight in self._parameters.items()}
+
+    def sent(self) -> Tensors:
+        """Copies of what a site sends: all that travels but what the server alone changes."""
+        return {name: array for name, array in self.read().items() if not self.chain.given(name)}
 
     def read_personal(self) -> dict[str, Tensor]:
         """Copies of what is a site's own, on the CPU."""
@@ -190,6 +197,19 @@ class Adapted:
         finally:
             for module in self._live:
                 module.eval()
+
+    @contextmanager
+    def resting(self, round_number: int) -> Iterator[None]:
+        """Within it, what rests in a round asks for no gradient, so that no optimiser and no noise is made for it."""
+        trained = [(name, weight) for name, weight in self._parameters.items() if weight.requires_grad]
+        resting = [weight for name, weight in trained if self.chain.rests(name, round_number)]
+        for weight in resting:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for weight in resting:
+                weight.requires_grad_(True)
 
     def write(self, tensors: Tensors, personal: Mapping[str, Tensor] | None = None) -> Anchor:
         """Takes over a global state, whatever was there before; returns it as the anchor of a round.

@@ -11,7 +11,6 @@ from polyclinic.models.network import Adapted, build, task
 def explain(study: Study) -> dict[str, list[str]]:
     """Title → sentences. Builds the model, so sizes are counted and not guessed."""
     adapted = build(study)
-    tensors = adapted.read()
     return {
         "What is learned": [study.study.description or study.study.name, study.task.explain()],
         "What trains": [
@@ -21,7 +20,7 @@ def explain(study: Study) -> dict[str, list[str]]:
             *counted(adapted),
         ],
         "How it goes": course(study),
-        "What leaves a site": [*leaving(study, len(encode(tensors))), *beside(study)],
+        "What leaves a site": [*leaving(study, len(encode(adapted.sent()))), *beside(study)],
         "What does not leave a site": staying(study),
         "Privacy" if study.privacy else "What this does not promise": privacy(study),
         "Digest": [study.digest],

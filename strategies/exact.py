@@ -39,9 +39,9 @@ class Exact(Method):
         """Refuses chains without factors, and server steps after which the average would no longer be exact."""
         if not any(method.low_rank for method in study.adaptation):
             raise StudyError(
-                "'exact' averages products of low-rank factors and the chain trains none",
+                "'exact' averages products of low-rank factors, and nothing in the chain trains both at once",
                 where="strategy.method",
-                remedy="use 'mean', or an [[adaptation]] of low-rank factors (polyclinic methods --family parameter)",
+                remedy="use 'mean', or an [[adaptation]] that does (polyclinic methods --json: low_rank)",
             )
         if not study.server_step.averages():
             raise StudyError(

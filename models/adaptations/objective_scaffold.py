@@ -62,6 +62,11 @@ class Scaffold(Objectives):
         ]
         if study.rounds.sites_per_round is not None:
             wrong.append(("rounds.sites_per_round", "leave it out"))
+        wrong += [
+            ("adaptation", f"leave out '{other.method}', under which weights rest in turn")
+            for other in study.adaptation
+            if other.alternates
+        ]
         for where, remedy in wrong:
             problem = "'scaffold' takes a site's way in a round for the sum of its gradients, at all sites"
             raise StudyError(problem, where=where, remedy=remedy)

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from polyclinic.core.errors import UpdateError
+from polyclinic.core.errors import StudyError, UpdateError
 from polyclinic.core.facts import Facts
 from polyclinic.core.update import Tensors
 from polyclinic.models.adaptation import Adaptation, PeftForm, receive_nothing
@@ -179,6 +179,16 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
+
+
+def demand_rank(name: str, weight: Tensor, rank: int) -> None:
+    """Nothing, if a layer's weight has as many singular directions as ``rank``; else StudyError."""
+    if rank > min(weight.shape):
+        raise StudyError(
+            f"{name} has {min(weight.shape)} singular directions, not {rank}",
+            where="adaptation.rank",
+            remedy=f"at most {min(weight.shape)}",
+        )
 
 
 def receive_residuals(model: nn.Module, extra: Mapping[str, Tensor]) -> frozenset[str]:

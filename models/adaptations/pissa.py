@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import Facts
 from polyclinic.core.update import Tensors
 from polyclinic.models.adaptation import Adaptation, PeftForm
 from polyclinic.models.adaptations.injected import as_array
-from polyclinic.models.adaptations.parameter import A, B, LowRank, lora_layers
+from polyclinic.models.adaptations.parameter import A, B, LowRank, demand_rank, lora_layers
 
 FINGERPRINT = "pissa_start"
 STEPS = 2**10
@@ -58,13 +57,8 @@ class Pissa(LowRank):
             self.inject(model)
         seen = hashlib.sha256()
         for name, layer in lora_layers(model):
+            demand_rank(name, layer.base_layer.weight, self.rank)
             weight = as_array(layer.base_layer.weight).astype(np.float64)
-            if self.rank > min(weight.shape):
-                raise StudyError(
-                    f"{name} has {min(weight.shape)} singular directions, not {self.rank}",
-                    where="adaptation.rank",
-                    remedy=f"at most {min(weight.shape)}",
-                )
             b, a = principal(weight / self.scale(), self.rank)
             rest = torch.from_numpy((weight - self.scale() * (b @ a)).astype(np.float32))
             with torch.no_grad():

@@ -70,7 +70,11 @@ class Moon(Method):
 
     def settle(self, model: nn.Module, start: Start, trained: Trained) -> Memory:
         """Keeps what features depend on."""
-        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        weights = {
+            name: weight
+            for name, weight in model.named_parameters()
+            if weight.requires_grad or name in start.anchor  # what trained may stand on what the server alone changes
+        }
         gathered = {name: own for name, own in model.named_buffers() if name.rpartition(".")[2] in GATHERED}
         kept = {name: own for name, own in (weights | gathered).items() if not name.startswith("head.")}
         return {f"{PREVIOUS}{name}": own.detach().cpu().clone() for name, own in kept.items()}

@@ -116,10 +116,15 @@ def _check_training(study: Study, adapted: Adapted, start: Start) -> None:
     """What is frozen keeps its bits, copies are apart, and the start can be had back."""
     network, state, frozen = adapted.network, adapted.read(), _frozen(adapted)
     first, twin = outputs(network, study), copy.deepcopy(network)
-    _train(adapted, start)
+    for number in (1, 2):
+        with adapted.resting(number):
+            hold(bool(adapted.parameters()), f"nothing trains in round {number}")
+    with adapted.resting(start.round):
+        _train(adapted, start)
     hold(same(frozen, _frozen(adapted)), "training moves something that neither travels nor is a site's own")
-    constants = [name for name in state if adapted.chain.constant(name)]
-    hold(all(np.array_equal(adapted.read()[name], state[name]) for name in constants), "training moves a constant")
+    trained, idle = adapted.read(), [name for name in state if _rests(adapted, name, start.round)]
+    moved = [name for name in idle if not np.array_equal(trained[name], state[name])]
+    hold(not moved, f"training moves {moved[:1]}, which is a constant, the server's, or rests in the round")
     hold(torch.equal(outputs(twin, study), first), "training a model changes a copy of it")
     method: Any = study.adaptation[-1]
     for name, kept in method.build().settle(network, start, Trained(RATE, 2)).items():
@@ -128,6 +133,11 @@ def _check_training(study: Study, adapted: Adapted, start: Start) -> None:
     hold(digest(adapted.read()) != digest(state), "a round of training moves nothing that travels")
     adapted.write(state)
     hold(torch.equal(outputs(network, study), first), "writing a state over another leaves something of that")
+
+
+def _rests(adapted: Adapted, name: str, number: int) -> bool:
+    chained = adapted.chain
+    return chained.constant(name) or chained.given(name) or chained.rests(name, number)
 
 
 def _train(adapted: Adapted, start: Start) -> None:

@@ -70,7 +70,7 @@ def test_another_seed_is_another_study() -> None:
         (BASE + '[data]\nfit = "stretch"\n', "data.fit", "'pad', 'squash' or 'crop'"),
         (BASE + "[data.split]\ntrain = 0.9\nval = 0.2\n", "data.split", "exceed 1"),
         (BASE + '[task]\nmethod = "classification"\nclasses = ["a"]\n', "task", "two classes"),
-        (BASE + '[strategy]\nmethod = "median"\n', "strategy.method", "installed: exact, mean"),
+        (BASE + '[strategy]\nmethod = "median"\n', "strategy.method", "installed: exact, fedsvd, mean"),
         (BASE + '[server_step]\nmethod = "adam"\n[strategy]\nmethod = "exact"\n', "server_step", "sgd"),
         (
             '[study]\nname = "x"\n[[adaptation]]\nmethod = "augment"\n[strategy]\nmethod = "exact"',

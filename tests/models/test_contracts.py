@@ -36,6 +36,8 @@ def part(letter: str) -> Adaptation:
             2 * views.pixels + number * torch.rand(views.pixels.shape, generator=generator), views.target + number
         ),
         still=lambda name: name == f"{letter}?",
+        given=lambda name: name == f"{letter}<",
+        rests=lambda name, number: name == letter and number % 2 == 0,
         personal=lambda model: frozenset({f"{letter}.own"}),
         select=lambda start, generator: start.labelled[int(number) % 2 :],
         weigh=lambda start: torch.full((len(start.labelled),), 1.0 + number),
@@ -64,6 +66,8 @@ def effect(adaptation: Adaptation) -> tuple[object, ...]:
         [adaptation.constant(name) for name in ("a!", "b!", "c!", "a")],
         views.target.tolist(),
         [adaptation.still(name) for name in ("a?", "b?", "a")],
+        [adaptation.given(name) for name in ("a<", "b<", "a")],
+        [adaptation.rests(name, number) for name in ("a", "b", "z") for number in (1, 2)],
         sorted(adaptation.personal(model)),
         None if adaptation.select is None else adaptation.select(start, generator).tolist(),
         None if adaptation.weigh is None else adaptation.weigh(start).tolist(),
@@ -75,7 +79,7 @@ def effect(adaptation: Adaptation) -> tuple[object, ...]:
 def test_the_empty_chain_is_the_identity() -> None:
     empty = chain()
     nothing = ([], {}, [False] * 4, [], 2.0, [1.0, 1.0], [], [], [False] * 4)
-    assert effect(empty) == (*nothing, [0.0], [False] * 3, [], None, None, {}, ())
+    assert effect(empty) == (*nothing, [0.0], [False] * 3, [False] * 3, [False] * 6, [], None, None, {}, ())
     a = part("a")
     assert effect(chain(a)) == effect(a) == effect(chain(empty, a)) == effect(chain(a, empty))
 

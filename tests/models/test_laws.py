@@ -86,6 +86,15 @@ def moving(model: Any, generator: torch.Generator) -> None:
     model.backbone.encoder.layernorm.register_forward_hook(count)
 
 
+def pushing(loss: Any, start: Any) -> Any:
+    def pushed(model: Any, batch: Any) -> Tensor:
+        model.head.bias.data += 0.01
+        found: Tensor = loss(model, batch)
+        return found
+
+    return pushed
+
+
 def closed(model: Any, generator: torch.Generator) -> None:
     layer = nn.Parameter(torch.zeros(64))
     model.neck = nn.Identity()
@@ -114,6 +123,8 @@ def closed(model: Any, generator: torch.Generator) -> None:
         (facts(), {"fit_in": moving}, "moves something that neither travels"),
         (facts(), {"settle": lambda model, start, trained: {"x": torch.ones(1)}}, "does not begin with the method's"),
         (facts(), {"select": lambda start, generator: start.labelled.flip(0)}, "not sorted"),
+        (facts(), {"rests": lambda name, number: number == 2}, "nothing trains in round 2"),
+        (facts(), {"rests": lambda name, number: name == "head.bias", "objective": pushing}, "rests in the round"),
         (facts(), {"weigh": lambda start: torch.ones(3)}, "no weight for every labelled image"),
     ],
 )

@@ -29,7 +29,6 @@ from polyclinic.core.version import VERSION
 from polyclinic.models import network
 from polyclinic.models.export import form, load_adapted, write_adapter, write_merged
 from polyclinic.models.network import build, plain
-from polyclinic.strategies.mean import MeanStrategy
 
 LAYER = r"backbone\.encoder\.layers\.\d\."
 ATTENTION = LAYER + r"attention\.[qkvo]_proj\."
@@ -38,6 +37,9 @@ TRAINS = {
     "lora": ATTENTION + r"lora_[AB]\.default\.weight",
     "rslora": ATTENTION + r"lora_[AB]\.default\.weight",
     "dora": ATTENTION + r"lora_([AB]\.default|magnitude_vector\.default)\.weight",
+    "ffa_lora": ATTENTION + r"lora_B\.default\.weight",
+    "rolora": ATTENTION + r"lora_[AB]\.default\.weight",
+    "fedsvd": ATTENTION + r"lora_[AB]\.default\.weight",
     "conv_lora": r"backbone\.encoder\.embeddings\.patch_embeddings\.projection\.lora_[AB]\.default\.weight",
     "pissa": ATTENTION + r"lora_[AB]\.default\.weight|backbone\.pissa_start",
     "loha": ATTENTION + r"hada_w[12]_[ab]\.default",
@@ -100,6 +102,8 @@ TRAINING = {
 """Methods that need the plainest of steps."""
 TASK = {"fedntd": '[task]\nmethod = "classification"\nkind = "multiclass"\nclasses = ["0", "1", "none"]\n'}
 """Methods that need another task than two classes."""
+STRATEGY = {"fedsvd": '[strategy]\nmethod = "fedsvd"\n'}
+"""Methods that need another strategy than the mean."""
 BEFORE = {"fixmatch": '[[adaptation]]\nmethod = "label_budget"\nshare = 0.5\n'}
 """Methods that need another before them."""
 DATA = {"inflate": 'volume = "whole"\ndepth = 8\n'}
@@ -113,7 +117,7 @@ METHODS = sorted(set(registry.names("adaptations")) - NO_VIT)
 
 def study_of(method: str, vit: Path, rounds: int = 2) -> Study:
     adapts = registry.load("adaptations", method).adapts
-    first, training = TASK.get(method, ""), TRAINING.get(method, "learning_rate = 5e-3\n")
+    first, training = TASK.get(method, "") + STRATEGY.get(method, ""), TRAINING.get(method, "learning_rate = 5e-3\n")
     first += "" if adapts else '[[adaptation]]\nmethod = "lora"\nrank = 2\n'
     first += BEFORE.get(method, "")
     return studies.loads(
@@ -152,8 +156,8 @@ def volumes(data: SiteData) -> SiteData:
 
 
 def federated(study: Study, manifest: Path) -> tuple[Workbench, Tensors, Tensors]:
-    """(workbench, global state at the start, global state after the rounds), two sites, mean."""
-    bench, strategy = Workbench(study, torch.device("cpu")), MeanStrategy()
+    """(workbench, global state at the start, global state after the rounds), two sites, the study's strategy."""
+    bench, strategy = Workbench(study, torch.device("cpu")), study.strategy.build()  # type: ignore[attr-defined]
     groups = sites(read_manifest(manifest, study.data, network.task(study), study.study.seed))
     members = [
         Site(name, volumes(SiteData(name, groups[name], study.data, network.task(study))), Policy())

@@ -54,6 +54,17 @@ def test_fixed_sum_is_the_rational_mean_rounded(pairs: list[tuple[float, int]]) 
     assert abs(Fraction(float(total.mean())) - exact) <= Fraction(1, 2**58) + abs(exact) * Fraction(1, 2**50)
 
 
+@given(st.floats(-(2.0**20), 2.0**20, width=32), st.lists(st.integers(1, 2**20), min_size=1, max_size=20))
+def test_what_all_send_alike_is_its_own_mean_to_the_bit_unless_it_is_below_the_grid(
+    value: float, weights: list[int]
+) -> None:
+    total = FixedSum.zero(())
+    for weight in weights:
+        total.add(np.float32(value), weight)
+    found = float(total.mean().astype(np.float32))
+    assert found == value or (abs(value) < 2.0**-35 and abs(found - value) < 2.0**-58)
+
+
 @pytest.mark.parametrize("strategy", [MeanStrategy(), ExactStrategy()])
 def test_any_order_and_any_partial_sums_give_the_same_bits(strategy: MeanStrategy | ExactStrategy) -> None:
     reference = tensors(np.random.default_rng(0))

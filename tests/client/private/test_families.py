@@ -18,8 +18,12 @@ from tests.models.conftest import save as save  # noqa: PLC0414 -- a fixture
 from tests.models.test_backbone_families import NATIVE, checkpoint
 
 WHOSE = torch.tensor([0, 0, 1, 2])
+STRATEGY = {"fedsvd": "fedsvd"}
 CASES = [
     *[(name, "lora") for name in ("Dinov2Model", "DINOv3ViTModel", "SwinModel", "SamVisionModel")],
+    ("DINOv3ViTModel", "ffa_lora"),
+    ("SwinModel", "rolora"),
+    ("Dinov2Model", "fedsvd"),
     *[(name, "conv_lora") for name in ("ConvNextModel", "DINOv3ConvNextModel")],
     ("SwinModel", "layernorm"),
     ("ConvNextModel", "full"),
@@ -34,7 +38,7 @@ def test_every_patients_gradient_is_its_own(name: str, method: str, save: Save) 
     reference = name.rstrip("?") if ":" in name else f"hf:{checkpoint(save, name)}"
     study: Any = studies.loads(
         f'[study]\nname = "x"\n[data]\nimage_size = {size}\n[backbone]\nreference = "{reference}"\npooling = "mean"\n'
-        f'[[adaptation]]\nmethod = "{method}"\n'
+        f'[[adaptation]]\nmethod = "{method}"\n[strategy]\nmethod = "{STRATEGY.get(method, "mean")}"\n'
     )
     adapted = build(study)
     adapted.network.double()  # a hundred convolutions in float32 differ by 1e-4 between one picture and four at once

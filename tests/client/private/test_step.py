@@ -23,6 +23,8 @@ from polyclinic.models.network import Adapted, build
 from tests.models.begun import begun
 
 EXACT = ["lora", "rslora", "dora", "pissa", "layernorm", "bitfit", "last_blocks", "full", "probe", "ia3", "vera", "oft"]
+EXACT += ["ffa_lora", "rolora", "fedsvd"]
+STRATEGY = {"fedsvd": '[strategy]\nmethod = "fedsvd"\n'}
 QUIET = Terms(noise=0.0, clip=0.8, clipping="flat", expected=5.0)
 CLIPPINGS = ["flat", "per_layer", "automatic"]
 WHOSE = torch.tensor([0, 0, 1, 2, 2, 2, 3])
@@ -35,6 +37,7 @@ def keyed(seed: int) -> Chance:
 def study(*methods: str) -> Study:
     chain = "".join(f'[[adaptation]]\nmethod = "{method}"\n' for method in methods)
     data = '[data]\nimage_size = 32\ncolour = "grey"\n[task]\nmethod = "classification"\n'
+    data += "".join(STRATEGY.get(method, "") for method in methods)
     return studies.loads(f'[study]\nname = "private"\n{data}{chain}')
 
 
@@ -76,7 +79,9 @@ def test_every_patients_gradient_is_what_autograd_gives_for_that_patient_alone(m
     assert all(weight.grad is None for weight in adapted.network.parameters())
 
 
-@pytest.mark.parametrize("method", ["lora", "rslora", "probe"])  # at LayerNorms its hooks find no activations
+@pytest.mark.parametrize(
+    "method", ["lora", "rslora", "ffa_lora", "fedsvd", "probe"]
+)  # at LayerNorms its hooks find no activations
 def test_opacus_own_hooks_give_the_same_where_they_can(method: str) -> None:
     made = study(method)
     adapted = shaken(build(made))
