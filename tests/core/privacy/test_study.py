@@ -19,6 +19,7 @@ STEPS = '[training]\nsteps = 31\n[rounds]\ncount = 20\nweight = "patients"\n'
 PLAINEST = 'optimiser = "sgd"\nmomentum = 0.0\nweight_decay = 0.0\nclip_norm = "none"\n'
 NEEDS = {
     "scaffold": STEPS.replace("steps = 31\n", f"steps = 31\n{PLAINEST}"),
+    "fedsvd": STEPS + '[strategy]\nmethod = "fedsvd"\n',
     "inflate": STEPS + '[data]\nvolume = "whole"\ndepth = 8\n',
 }
 """Methods that ask for more of a study."""
