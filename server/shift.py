@@ -23,7 +23,6 @@ FIELDS = {
     "labels": ("prevalence",),
     "acquisition": ("acquisition_js", "acquisition_field"),
 }
-P_VALUE = "under privacy no p-value is told"
 MAP_LIMIT = 100
 """Sites up to which all pairs are compared for the map: the work grows with their square."""
 
@@ -63,7 +62,7 @@ def compared(name: str, one: Any, total: Any) -> Json:
     others = shift.rest(total, one)
     if isinstance(one, NoisedKernel):
         apart = noised.discrepancy(one, others)
-        return {"mmd2": apart.value, "p_value": None, "mmd2_noise": apart.noise, "why": P_VALUE}
+        return {"mmd2": apart.value, "p_value": None, "mmd2_noise": apart.noise}
     if name == "features":
         distance = shift.frechet(one, others)
         return {"frechet": distance} | ({"why": "too few patients for a covariance"} if distance is None else {})

@@ -73,7 +73,7 @@ PLAIN: Mapping[str, Judged] = {
             Metric("ece_adaptive", "Adaptive calibration error", False),
         ),
         brief=("auroc", "accuracy", "nll", "brier", "ece"),
-        leading=("auroc", "balanced_accuracy", "nll"),
+        leading=("auroc", "balanced_accuracy", "nll", "accuracy"),
         figures=classification.figures,
         reliability=classification.reliability,
     ),

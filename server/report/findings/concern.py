@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from polyclinic.server.report import compare, words
-from polyclinic.server.report.data import NOT_TOLD, Evidence, pick
+from polyclinic.server.report.data import NOT_TOLD, Evidence, Shift, pick
 from polyclinic.server.report.findings.finding import FEW, Finding, without
 
 
@@ -49,6 +49,8 @@ def shifted(evidence: Evidence) -> Finding:
         *prevalences(evidence),
         *untested(evidence),
     )
+    if noisy := {name: s for name, s in shifts.items() if s.mmd2_noise is not None and s.mmd2 is not None}:
+        return beyond_noise(topic, noisy, more)
     if not adjusted:
         return Finding(topic, "unknown", "These data cannot say: no site could be tested for shift.", more)
     among = words.counted(len(adjusted), "site")
@@ -56,6 +58,20 @@ def shifted(evidence: Evidence) -> Finding:
         return Finding(topic, "open", f"Nobody that these data can show, among {among} tested.", more)
     names = words.listing([f"{name} ({words.probability(adjusted[name])})" for name in off])
     text = f"{names}: the images of {len(off)} of {among} differ from all others’ (MMD test, Holm’s correction)."
+    return Finding(topic, "note", text, more)
+
+
+def beyond_noise(topic: str, noisy: Mapping[str, Shift], more: tuple[str, ...]) -> Finding:
+    """Under privacy: at whom the distance of features is more than the noise on it would make."""
+    far = {name: s for name, s in noisy.items() if (s.mmd2 or 0.0) > 2.0 * (s.mmd2_noise or 0.0)}
+    among = words.counted(len(noisy), "site")
+    if not far:
+        return Finding(topic, "open", f"Nobody that can be told from the noise of privacy, among {among}.", more)
+    rows = sorted(far.items(), key=lambda pair: -(pair[1].mmd2 or 0.0))
+    said = [
+        f"{name} (MMD² {words.number(s.mmd2 or 0.0)}, noise ±{words.number(s.mmd2_noise or 0.0)})" for name, s in rows
+    ]
+    text = f"{words.listing(said)}: features lie off by more than twice the noise at {len(far)} of {among}."
     return Finding(topic, "note", text, more)
 
 
@@ -95,6 +111,8 @@ def prevalences(evidence: Evidence) -> tuple[str, ...]:
 
 def untested(evidence: Evidence) -> tuple[str, ...]:
     """Who could not be tested, and why."""
+    if all(s.shift.mmd2_noise is not None for s in evidence.sites):
+        return ("No p-value: under privacy too little is told of how features vary within a site.",)
     rows = [f"{s.name} ({s.shift.why or NOT_TOLD})" for s in evidence.sites if s.shift.p_value is None]
     return (f"Not tested: {words.listing(rows)}.",) if rows else ()
 

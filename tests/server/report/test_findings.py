@@ -293,3 +293,15 @@ def average(gaps: list[tuple[float, float, float]]) -> tuple[float, float, float
     value = sum(middle for middle, _, _ in gaps) / len(gaps)
     low = value - sqrt(sum((middle - low) ** 2 for middle, low, _ in gaps)) / len(gaps)
     return value, low, value + sqrt(sum((high - middle) ** 2 for middle, _, high in gaps)) / len(gaps)
+
+
+def test_under_privacy_a_site_is_shifted_where_its_distance_stands_out_of_the_noise() -> None:
+    near = {"mmd2": 0.02, "mmd2_noise": 0.015, "p_value": None}
+    far = {"mmd2": 0.15, "mmd2_noise": 0.03, "p_value": None}
+    sites = {"a": row(judged(told(0.8, 0.1)), shift=near), "b": row(judged(told(0.8, 0.1)), shift=far)}
+    found = by_topic(data.evidence(STUDY, summary(sites, judged(told(0.8, 0.05))), [line(1, {})]))["Who is shifted?"]
+    assert found.text == "b (MMD² 0.150, noise ±0.030): features lie off by more than twice the noise at 1 of 2 sites."
+    assert found.level == "note"
+    sites["b"]["shift"] = near
+    found = by_topic(data.evidence(STUDY, summary(sites, judged(told(0.8, 0.05))), [line(1, {})]))["Who is shifted?"]
+    assert (found.level, found.text) == ("open", "Nobody that can be told from the noise of privacy, among 2 sites.")
