@@ -51,7 +51,8 @@ def plan(
     told = {"study": asked.digest, "unit": privacy.unit, "adjacency": "add or remove one", "delta": privacy.delta,
             "rounds": asked.rounds.count, "steps": asked.training.steps, "sites": rows}  # fmt: skip
     cells = [_cells(row) for row in rows]
-    head = ("site", f"{privacy.unit}s (train, val, test)", "rate", "noise", "ε train", "ε val", "ε test")
+    head = ("site", f"{privacy.unit}s (train, val, test)", "rate", "noise", "ε train", "ε val", "ε test",
+            "noise on accuracy (val, test)")  # fmt: skip
     answer(as_json, told, (
         f"{asked.rounds.count} rounds of {asked.training.steps} steps. Every ε is of a whole run, for any "
         f"{privacy.unit} of the site ({told['adjacency']}), at δ = {privacy.delta:g}:",
@@ -152,15 +153,31 @@ def _planned(study: Study, site: str, sizes: dict[str, int]) -> dict[str, Any]:
         return {"site": site, "units": sizes, "problem": str(refusal)}
     figures = {one.what: one.event.noise for one in made.releases if one.split != "train"}
     return {"site": site, "units": sizes, "rate": made.rate, "noise": made.noise, "epsilon": dict(made.epsilon),
-            "figures": figures, "problem": None}  # fmt: skip
+            "figures": figures, "accuracy_noise": _accuracy_noise(study, sizes, figures), "problem": None}  # fmt: skip
+
+
+def _accuracy_noise(study: Study, sizes: dict[str, int], figures: dict[str, float]) -> dict[str, float]:
+    """Split → standard deviation that noise alone gives to a classifier's accuracy each time that it is told."""
+    from polyclinic.core.privacy.told import blanks
+    from polyclinic.core.statistics.noised_outcome import NoisedOutcome, accuracy_noise
+
+    kinds = {split: blanks(study).get(f"incoming/{split}") for split in ("val", "test")}
+    return {
+        split: accuracy_noise(kind, figures[f"incoming/{split}"], sizes[split])
+        for split, kind in kinds.items()
+        if isinstance(kind, NoisedOutcome) and f"incoming/{split}" in figures
+    }
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     units = ", ".join(f"{row['units'][split]:,}" for split in ("train", "val", "test"))
     if row["problem"]:
-        return row["site"], units, *"–––––"
+        return row["site"], units, *"––––––"
     spent = (f"{row['epsilon'][split]:.2f}" if row["epsilon"][split] else "–" for split in ("train", "val", "test"))
-    return row["site"], units, f"{row['rate']:.3g}", f"{row['noise']:.4g}", *spent
+    told = (
+        f"±{row['accuracy_noise'][split]:.3f}" if split in row["accuracy_noise"] else "–" for split in ("val", "test")
+    )
+    return row["site"], units, f"{row['rate']:.3g}", f"{row['noise']:.4g}", *spent, ", ".join(told)
 
 
 def _opened(site_folder: Path | None, ledger: Path | None) -> tuple[Ledger, float | None]:

@@ -8,7 +8,7 @@ calibration would jump. All figures follow from that one sum, which is cheaper t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import ClassVar, Self
 
@@ -18,7 +18,7 @@ from polyclinic.core.statistics import intervals
 from polyclinic.core.statistics.figures import NO_IMAGES, Bin, Figure, missing, within
 from polyclinic.core.statistics.intervals import Interval, Z
 from polyclinic.core.statistics.monoid import Floats, Ints, demand
-from polyclinic.core.statistics.noised import Noised, both_parts, nearest
+from polyclinic.core.statistics.noised import UNIT, Noised, both_parts, nearest
 from polyclinic.core.statistics.outcome import Kind
 
 SIDE = 6
@@ -138,6 +138,12 @@ def figures(outcome: NoisedOutcome, rng: np.random.Generator | None = None) -> d
     if not several:
         found["auroc"] = both_parts(areas(cells).mean(), _area_limits(outcome, seen), areas(again).mean(axis=-1).std())
     return found
+
+
+def accuracy_noise(blank: NoisedOutcome, noise: float, units: int) -> float:
+    """Standard deviation that noise of multiplier ``noise`` gives to the accuracy among so many units."""
+    told = replace(blank, patients=units, units=units, variance=round(noise**2 * 2**UNIT))
+    return figures(told)["accuracy"].noise
 
 
 def _linear(outcome: NoisedOutcome, cells: Floats, weights: Floats, sampling: Sampling) -> Figure:
