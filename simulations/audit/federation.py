@@ -6,8 +6,14 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from polyclinic.client.data.dataset import SiteData
+from polyclinic.client.policy import Policy
+from polyclinic.client.private.answer import Vault
+from polyclinic.client.private.step import Make
 from polyclinic.client.respond import Site, Workbench
 from polyclinic.core.config import parse
 from polyclinic.core.messages import Reply, decode_instruction, decode_reply
@@ -52,21 +58,37 @@ class Watched(InTurn):
             yield delivery
 
 
-def federate(bench: Workbench, sites: Mapping[str, Site], *, judged: bool = False) -> list[Exchange]:
-    """All rounds of the bench's study, and, if ``judged``, the evaluation after them.
+def federate(
+    bench: Workbench, data: Mapping[str, SiteData], make: Mapping[str, Make], *, judged: bool = False
+) -> list[Exchange]:
+    """All rounds of the bench's study, and, if ``judged``, the evaluation after them; ledgers end with it.
+
+    Args:
+        data: site → its images.
+        make: site → how it makes private steps.
 
     Raises:
         QuorumError: a site refused; with its reason.
         DivergedError: the server step left the bounds.
     """
-    watched, initial = Watched(bench, sites), bench.adapted.read()
-    with closing(Journal.create(None, {"run": uuid.uuid4().hex})) as journal:
-        going = rounds.run if judged else rounds.train
-        going(bench.study, watched, initial, journal, lambda event: None)
+    initial, going = bench.adapted.read(), rounds.run if judged else rounds.train
+    with (
+        TemporaryDirectory(prefix="polyclinic-") as folder,
+        closing(Journal.create(None, {"run": uuid.uuid4().hex})) as journal,
+    ):
+        vaults = {name: Vault(Path(folder, name), make=make[name]) for name in data}
+        sites = {name: Site(name, held, Policy(), vault=vaults[name]) for name, held in data.items()}
+        watched = Watched(bench, sites)
+        try:
+            going(bench.study, watched, initial, journal, lambda event: None)
+        finally:
+            for site in sites.values():
+                if (account := bench.account(site)) is not None:
+                    account.ledger.close()
     return watched.seen
 
 
-def changed(study: Study, **sections: Mapping[str, Any]) -> Study:
+def changed(study: Study, sections: Mapping[str, Mapping[str, Any]]) -> Study:
     """The study with some settings changed: section → setting → value.
 
     Raises:

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyclinic.client.policy import Policy
-from polyclinic.client.private.answer import Vault
 from polyclinic.client.private.noise import Chance, Keyed
 from polyclinic.client.private.step import Gradients, Make, Portion, PrivateStep, Terms
-from polyclinic.client.respond import Site, Workbench
+from polyclinic.client.respond import Workbench
 from polyclinic.core.privacy.plan import Plan, demand, plan
 from polyclinic.core.study import Study
 from polyclinic.models.contracts import Batch, Objective, Views
@@ -25,7 +24,7 @@ from polyclinic.simulations.audit.federation import Exchange, changed, federate
 from polyclinic.simulations.audit.pictures import Held, made_up
 
 SITES = ("first", "second")
-ROUNDS, STEPS, PORTION = 2, 3, 2
+ROUNDS, STEPS, PORTION = 2, 3, 4
 """Of the short run: enough for noise to be compared over steps, rounds and sites, and for several portions a step."""
 PATIENTS, DRAWN, PICTURES = 12, 6, 3
 """At each site; how many of them in a step; how many pictures the patients have who have most."""
@@ -112,10 +111,9 @@ def short(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> S
     tried = shortened(study, STEPS, ROUNDS)
     witnesses = {name: Witness(make) for name in SITES}
     held = {name: site(tried, name, rng) for name in SITES}
-    sites = {name: Site(name, held[name], Policy(), vault=Vault(make=witnesses[name])) for name in SITES}
     bench = Workbench(tried)
     idle = list(without_anybody(bench, make, rng))
-    seen = federate(bench, sites, judged=True)
+    seen = federate(bench, held, witnesses, judged=True)
     made = plan(tried, {"train": PATIENTS, "val": JUDGED, "test": JUDGED})
     return Short(tried, made, {name: one.rounds for name, one in witnesses.items()}, idle, seen)
 
@@ -124,7 +122,9 @@ def without_anybody(bench: Workbench, make: Make, rng: np.random.Generator, time
     """The noise of steps into which nobody was drawn."""
     privacy = demand(bench.study)
     terms = Terms(privacy.noise or 1.0, privacy.clip, privacy.clipping, float(privacy.expected))
-    public = Views(torch.rand(1, *_shape(bench.study)), _any_target(bench.study, rng))
+    images = made_up(bench.study, SITES[0], {"train": [1]}, rng).images("train")
+    pixels, target = torch.from_numpy(images.pixels).float() / 255.0, torch.from_numpy(images.targets)
+    public = Views(pixels.to(bench.device), target.to(bench.device))
     step = make(bench.adapted.network, plain(bench), terms, Keyed(rng.bytes(32)))
     still = make(bench.adapted.network, plain(bench), replace(terms, noise=0.0), Keyed(rng.bytes(32)))
     for _ in range(times):
@@ -133,7 +133,7 @@ def without_anybody(bench: Workbench, make: Make, rng: np.random.Generator, time
 
 def drawn(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> tuple[NDArray[np.bool_], float]:
     """[steps, units] who was drawn in each of many steps of a run, and the rate that the ledger was told."""
-    tried = changed(shortened(study, DRAWS, 1), privacy={"epsilon": None, "noise": 1.0})
+    tried = changed(shortened(study, DRAWS, 1), {"privacy": {"epsilon": None, "noise": 1.0}})
     held, roll = site(tried, SITES[0], rng), list[set[int]]()
 
     def look(true: Step) -> Step:
@@ -143,7 +143,7 @@ def drawn(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> t
 
         return gradient
 
-    federate(Workbench(tried), {SITES[0]: Site(SITES[0], held, Policy(), vault=Vault(make=Looked(make, look)))})
+    federate(Workbench(tried), {SITES[0]: held}, {SITES[0]: Looked(make, look)})
     whose = held.images("train").patients
     units = list(dict.fromkeys(whose))
     who = [{units.index(whose[place]) for place in places} for places in roll]
@@ -152,12 +152,12 @@ def drawn(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> t
 
 def shortened(study: Study, steps: int, rounds: int) -> Study:
     """The study with so many steps and rounds, few patients a step, and no limit of its own."""
-    return changed(
-        study,
-        training={"steps": steps, "batch_size": PORTION, "warmup_rounds": 0},
-        rounds={"count": rounds},
-        privacy={"expected": DRAWN, "pictures": PICTURES, "limit": None},
-    )
+    sections: dict[str, dict[str, Any]] = {
+        "training": {"steps": steps, "batch_size": PORTION, "warmup_rounds": 0},
+        "rounds": {"count": rounds},
+        "privacy": {"expected": DRAWN, "pictures": PICTURES, "limit": None},
+    }
+    return changed(study, sections)
 
 
 def noise_between(loud: Gradients, quiet: Gradients, terms: Terms) -> Noise:
@@ -180,12 +180,3 @@ def plain(bench: Workbench) -> Objective:
         return bench.task.loss(batch.output, batch.target)
 
     return objective
-
-
-def _shape(study: Study) -> tuple[int, ...]:
-    side, depth = study.data.image_size, study.data.depth
-    return (1, *(() if depth is None else (depth,)), side, side)
-
-
-def _any_target(study: Study, rng: np.random.Generator) -> torch.Tensor:
-    return torch.from_numpy(made_up(study, SITES[0], {"train": [1]}, rng).images("train").targets)
