@@ -208,8 +208,8 @@ def _dispersed(counts: NDArray[np.int64], trials: int, rate: float) -> float:
     spread = trials * rate * (1 - rate)
     squares = float(((counts - trials * rate) ** 2).sum() / spread)
     scale = 2 + (1 - 6 * rate * (1 - rate)) / spread
-    law = gamma(counts.size / scale, scale=scale)
-    return 2 * float(min(law.cdf(squares), law.sf(squares)))
+    shape = counts.size / scale
+    return 2 * float(min(gamma.cdf(squares, shape, scale=scale), gamma.sf(squares, shape, scale=scale)))
 
 
 def _flat(noise: Noise) -> NDArray[np.float64]:

@@ -39,6 +39,7 @@ class Audit:
         """As JSON data."""
         privacy = demand(self.study)
         return {
+            "study": self.study.digest,
             "passed": self.passed,
             "unit": privacy.unit,
             "adjacency": ADJACENCY,

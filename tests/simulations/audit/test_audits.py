@@ -143,6 +143,14 @@ def test_so_it_is_for_every_method_task_and_unit(case: Case, private: MakeStudy)
     audited(case, private)
 
 
+@pytest.mark.audit
+def test_one_seed_is_one_audit(private: MakeStudy) -> None:
+    study = private(noise=1.0, steps=2, rounds=2)
+    one, same, other = (attack(study, "gradient", 100, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert one == same != other
+    assert one.claim == other.claim
+
+
 def test_there_are_more_than_twenty_audits_of_every_task_unit_clipping_and_kind() -> None:
     cases = FAST + LONG
     assert len({case.name for case in cases}) == len(cases) >= 20
