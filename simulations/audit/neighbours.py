@@ -66,8 +66,9 @@ def _summed(bench: Workbench, held: Held, patients: set[str], make: Make) -> Gra
 
     def look(true: Step) -> Step:
         def gradient(portions: Iterator[Portion], public: Views) -> Gradients:
-            noted.append(true(portions, public))
-            return noted[-1]
+            found = true(portions, public)
+            noted.append({name: tensor.clone() for name, tensor in found.items()})  # autograd goes on with the others
+            return found
 
         return gradient
 
