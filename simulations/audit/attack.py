@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from polyclinic.client.data.dataset import Images, SiteData
+from polyclinic.client.data.dataset import SiteData
 from polyclinic.client.private.step import Make, PrivateStep
 from polyclinic.client.respond import Workbench
 from polyclinic.core.errors import PrivacyError
@@ -20,11 +19,10 @@ from polyclinic.models.network import Adapted, build
 from polyclinic.simulations.audit.bound import CONFIDENCE, Guesses, best, separation
 from polyclinic.simulations.audit.canaries import Audited, Canaries, Directions, Kind
 from polyclinic.simulations.audit.federation import Exchange, changed, federate
+from polyclinic.simulations.audit.linear import explained
 from polyclinic.simulations.audit.pictures import joined, made_up
 
 SITE = "audited"
-AT_ONCE = 16
-"""Pictures that go through the model together where losses are asked for."""
 COMPANY = 2
 """Made-up patients beside the canaries, where no site's own are given."""
 REFUTED = 1e-3
@@ -91,11 +89,12 @@ def attack(
     inside = rng.random(count) < 0.5
     among = Canaries({first + i: i for i in range(count)}, inside, directions)
     seen = federate(bench, {own.site: held}, {own.site: Audited(make, among)})
+    made = plan(bench.study, units(bench.study, held))
     if directions is None:
-        scores = fallen(bench, seen, held.images("train"), range(first, first + count))
+        scores = explained(bench, made, seen, held.images("train"), range(first, first + count), rng)
     else:
         scores = np.sum([directions.along(exchange.moved) for exchange in seen], axis=0)
-    return judged(kind, scores, inside, seen, plan(bench.study, units(bench.study, held)), bench.study)
+    return judged(kind, scores, inside, seen, made, bench.study)
 
 
 def judged(
@@ -148,27 +147,3 @@ def trained(adapted: Adapted) -> dict[str, tuple[int, ...]]:
     """Weight that trains and travels → its shape."""
     weights = dict(adapted.network.named_parameters())
     return {name: tuple(weights[name].shape) for name in adapted.travelling if weights[name].requires_grad}
-
-
-def fallen(bench: Workbench, seen: Sequence[Exchange], images: Images, places: Sequence[int]) -> NDArray[np.float64]:
-    """[N] by how much each canary's loss fell in the site's training, over all rounds."""
-    total = np.zeros(len(places))
-    for exchange in seen:
-        assert exchange.reply.update is not None, "training was asked for"
-        for tensors, sign in ((exchange.sent, 1.0), (exchange.reply.update.tensors, -1.0)):
-            bench.adapted.write({**exchange.sent, **tensors})
-            total += sign * losses(bench, images, places)
-    return total
-
-
-def losses(bench: Workbench, images: Images, places: Sequence[int]) -> NDArray[np.float64]:
-    """[N] the study's loss of each of some pictures by itself, as the model now is."""
-    found = []
-    with torch.no_grad():
-        for begin in range(0, len(places), AT_ONCE):
-            some = list(places[begin : begin + AT_ONCE])
-            pixels = torch.from_numpy(images.pixels[some]).to(bench.device).float() / 255.0
-            output = bench.task.infer(bench.adapted.network, pixels).float()
-            target = torch.from_numpy(images.targets[some]).to(bench.device)
-            found += [float(bench.task.loss(output[i : i + 1], target[i : i + 1])) for i in range(len(some))]
-    return np.array(found)

@@ -37,7 +37,7 @@ class Guesses:
     def p_value(self, epsilon: float, delta: float) -> float:
         """Chance of so many right guesses, or more, against anything that is (epsilon, delta)-private: at most this.
 
-        Theorem 5.2 of the paper: with f(v) = P[Binomial(r, e^ε / (1 + e^ε)) ≥ v], it is
+        Section 5 and appendix D of the paper: with f(v) = P[Binomial(r, e^ε / (1 + e^ε)) ≥ v], it is
         f(v) + 2mδ max_{1 ≤ i ≤ v} (f(v − i) − f(v)) / i.
         """
         share = float(expit(epsilon))

@@ -64,7 +64,7 @@ FAST = (
     Case(canaries=1000),
     Case(method="vpt", unit="image", noise=0.4),
     Case(task="segmentation", clipping="automatic", noise=0.4, canaries=200),
-    Case(kind="input", noise=0.3, rounds=2, canaries=100, bites=False),
+    Case(kind="input", task="detection", noise=0.3, canaries=100, bites=False),
 )
 LONG = (
     Case(method="rslora", canaries=1000, noise=0.3),
@@ -94,7 +94,8 @@ LONG = (
     Case(rounds=2, steps=5, full=False, noise=0.5, bites=False),
     Case(rounds=2, steps=2, more='step = "opacus"\n', bites=False),
     Case(kind="input", task="multiclass", noise=0.3, rounds=2, steps=2, training=ADAM, canaries=200, bites=False),
-    Case(kind="input", task="detection", noise=0.3, rounds=2, canaries=100, bites=False),
+    Case(kind="input", noise=0.3, rounds=2, canaries=100, bites=False),
+    Case(kind="input", task="segmentation", noise=0.3, canaries=200, unit="image", bites=False),
     Case(kind="input", method="full", unit="image", noise=0.3, rounds=2, steps=3, canaries=200, bites=False),
 )
 

@@ -60,3 +60,14 @@ def test_the_attack_refutes_a_claim_that_does_not_hold_and_none_that_does(make: 
     assert true.passed
     assert true.bound <= true.claim < wrong.bound
     assert not wrong.passed
+
+
+@pytest.mark.audit
+def test_pictures_alone_refute_a_claim_whose_noise_is_forgotten(private: MakeStudy) -> None:
+    study = private(task="detection", noise=3.0, portion=512)
+    true, wrong = (
+        attack(study, "input", 200, np.random.default_rng(1), full=True, make=m) for m in (PrivateStep, WrongBatch)
+    )
+    assert true.passed
+    assert true.bound <= true.claim < wrong.bound
+    assert not wrong.passed
