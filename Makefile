@@ -5,7 +5,7 @@ export HF_HUB_OFFLINE = 1
 export FLWR_TELEMETRY_ENABLED = 0
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo live-demo test faults install lock proto
+.PHONY: demo live-demo test faults audit install lock proto
 
 demo: install
 	$(BIN)/polyclinic demo --open
@@ -24,6 +24,10 @@ test: install
 # Long: real processes killed more than a hundred times, partitions of a minute, full disks. The seed is printed.
 faults: install
 	$(BIN)/pytest -m faults -s tests
+
+# Long: more than twenty audits that try to prove the privacy claims wrong.
+audit: install
+	$(BIN)/pytest -m audit tests/simulations/audit
 
 install: .venv/installed
 

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from polyclinic.cli import bench, compare, coordinator, data, live_demo, methods, privacy, run, simulate, site, study
+from polyclinic.cli import (
+    audit,
+    bench,
+    compare,
+    coordinator,
+    data,
+    live_demo,
+    methods,
+    privacy,
+    run,
+    simulate,
+    site,
+    study,
+)
 from polyclinic.cli.described import Command
 from polyclinic.core.errors import PolyclinicError
 
@@ -54,6 +67,7 @@ for _name, _command, _panel in (
 ):
     app.command(_name, cls=Command, rich_help_panel=_panel)(_command)
 app.command("methods", cls=Command, rich_help_panel="Prepare")(methods.methods)
+app.command("audit", cls=Command, rich_help_panel="Prepare")(audit.audit)
 app.command("live-demo", cls=Command, rich_help_panel="Live federation")(live_demo.live_demo)
 app.add_typer(study.app, name="study", help="Write, check and explain study files.", rich_help_panel="Prepare")
 app.add_typer(data.app, name="data", help="Check images before anything is trained.", rich_help_panel="Prepare")

@@ -184,7 +184,7 @@ def train(
     if len(images.pixels) == 0:
         raise DataError("has no training images", where=site.name, remedy="leave it out, or give it some")
     at = (site.name, instruction.round)
-    private = None if answer is None else answer.training(bench.study)
+    private = None if answer is None else answer.training(bench.study, site.vault.make)
     memory = fit(
         bench.adapted, bench.task, images, bench.study, *at, anchor, _part(kept, MEMORY), bench.frozen, private
     )

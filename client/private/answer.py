@@ -17,7 +17,7 @@ from polyclinic.client.privacy.record import Reservation
 from polyclinic.client.private.figures import N, noised
 from polyclinic.client.private.fit import Private
 from polyclinic.client.private.noise import Keyed
-from polyclinic.client.private.step import Terms
+from polyclinic.client.private.step import Make, PrivateStep, Terms
 from polyclinic.core.messages import Instruction
 from polyclinic.core.privacy.plan import UPDATE, Release, demand
 from polyclinic.core.privacy.receipt import Receipt
@@ -39,11 +39,13 @@ class Vault:
         folder: of the ledger; None for one that ends with this process, as for a comparison that nobody releases.
         key: under which its entries are signed.
         approved: the most that the site's approval lets the study spend.
+        make: how private steps are made that are paid from it.
     """
 
     folder: Path | None = None
     key: SigningKey | None = None
     approved: float | None = None
+    make: Make = PrivateStep
 
     def open(self, study: Study, site: str, data: SiteData, policy: Policy) -> Account:
         """The site's account for a study. Raises PolicyError, PrivacyError, RunError."""
@@ -63,7 +65,7 @@ class Answer:
     reservation: Reservation
     releases: Mapping[str, Release]
 
-    def training(self, study: Study) -> Private:
+    def training(self, study: Study, make: Make = PrivateStep) -> Private:
         """How the round's private steps are taken."""
         privacy, plan = demand(study), self.account.plan
         return Private(
@@ -75,6 +77,7 @@ class Answer:
             portion=study.training.batch_size,
             chance=Keyed(self.reservation.stream(UPDATE)),
             opacus=privacy.step == "opacus",
+            make=make,
         )
 
     def told(self, what: str, blank: N, rows: Floats, patients: Sequence[str]) -> N:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyclinic.client.private.noise import Chance, drawn
-from polyclinic.client.private.step import Portion, PrivateStep, Terms, brute_force
+from polyclinic.client.private.step import Make, Portion, PrivateStep, Terms, brute_force
 from polyclinic.core.errors import UpdateError
 from polyclinic.models.adaptation import Pool, Start
 from polyclinic.models.contracts import Objective, Views
@@ -36,6 +36,7 @@ class Private:
         portion: pictures that go through the model at once, if no patient has more.
         chance: what is drawn from.
         opacus: whether Opacus works out the gradients by picture, and not we: the reference that ours is compared with.
+        make: how the step is made.
     """
 
     terms: Terms
@@ -46,6 +47,7 @@ class Private:
     portion: int
     chance: Chance
     opacus: bool = False
+    make: Make = PrivateStep
 
 
 def train(
@@ -64,7 +66,7 @@ def train(
     Raises:
         UpdateError: the step's gradients are not what brute force gives, or some weight has none.
     """
-    step = PrivateStep(adapted.network, objective, private.terms, private.chance, opacus=private.opacus)
+    step = private.make(adapted.network, objective, private.terms, private.chance, opacus=private.opacus)
     demand_exact(step, adapted, objective, begun.pool)
     units = held(begun.pool, begun.labelled, private)
     public = nobodys(begun.pool, adapted.device)
@@ -102,7 +104,8 @@ def portions(
         pixels = begun.pool.pixels[indices].to(adapted.device).float().div_(255.0)
         given = Views(pixels, begun.pool.targets[indices].to(adapted.device))
         given = begun.task.cropped(given, generator)
-        yield Portion(adapted.chain.batch(adapted.network, begun.task, given, generator), whose, len(units))
+        views = adapted.chain.batch(adapted.network, begun.task, given, generator)
+        yield Portion(views, whose, len(units), tuple(indices))
 
 
 def nobodys(pool: Pool, device: torch.device, count: int = 1) -> Views:

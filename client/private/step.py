@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -50,11 +50,13 @@ class Portion:
         views: pictures and targets [N, …].
         patients: [N] whose each is: 0 … count − 1, in this order.
         count: how many patients.
+        places: [N] of the pictures in the site's pool; () where they come from none.
     """
 
     views: Views
     patients: Tensor
     count: int
+    places: tuple[int, ...] = ()
 
 
 Gradients = dict[str, Tensor]
@@ -164,6 +166,14 @@ class PrivateStep:
             return rows
         total = rows.new_zeros((portion.count, *rows.shape[1:]))
         return total.index_add_(0, portion.patients, rows)
+
+
+class Make(Protocol):
+    """How a private step is made: ``PrivateStep``, or one that an audit looks into."""
+
+    def __call__(
+        self, network: Network, objective: Objective, terms: Terms, chance: Chance, *, opacus: bool = False
+    ) -> PrivateStep: ...
 
 
 def brute_force(network: Network, objective: Objective, portion: Portion) -> Gradients:
