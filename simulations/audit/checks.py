@@ -19,10 +19,12 @@ from scipy.stats import binom, chi2, gamma, norm
 from polyclinic.client.private.step import Make, PrivateStep
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.privacy.plan import demand
+from polyclinic.core.statistics.monoid import Withheld
+from polyclinic.core.statistics.noised import Noised
 from polyclinic.core.study import Study
 from polyclinic.simulations.audit.federation import Exchange
 from polyclinic.simulations.audit.neighbours import exact, moved
-from polyclinic.simulations.audit.witness import Noise, Short, drawn, short
+from polyclinic.simulations.audit.witness import SITES, Noise, Short, Twins, drawn, short
 
 ALPHA = 1e-4
 """Chance that a check fails though all is well."""
@@ -61,7 +63,7 @@ def checks(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> 
     yield noise_size(run)
     yield noise_fresh(run)
     yield ledger(run)
-    yield statistics(run.seen)
+    yield statistics(run)
 
 
 def own_gradients(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> Finding:
@@ -176,17 +178,51 @@ def due(run: Short, number: int, steps: int) -> tuple[float, float]:
     return least, most
 
 
-def statistics(seen: Sequence[Exchange]) -> Finding:
-    """Nothing that is told of patients beside the update is without noise."""
-    told = [(one, name, figure) for one in seen for name, figure in one.reply.statistics.items()]
-    bare = [f"{name} of {one.site} in round {one.round}" for one, name, figure in told if not noised(figure)]
-    figure = f"without noise: {', '.join(bare[:3])}" if bare else f"{len(told)} told in {len(seen)} replies, none bare"
-    return Finding("statistics", not bare, figure)
+def statistics(run: Short) -> Finding:
+    """What is told of patients beside the update has noise, of the size that was paid for, and says so."""
+    told, twice = list(figures(run.seen)), list(figures(run.twins.seen))
+    if bare := [where for where, _, figure in (*told, *twice) if not isinstance(figure, Noised)]:
+        return Finding("statistics", False, f"without noise: {', '.join(bare[:3])}")
+    due = {name: paid(run.twins, name) for _, name, _ in twice}
+    wrong = [where for where, name, figure in twice if not math.isclose(figure.noise, due[name], rel_tol=1e-3)]
+    if wrong:
+        return Finding("statistics", False, f"says of itself another noise than was paid for: {wrong[0]}")
+    odds = {name: _spread(noise) for name, noise in told_twice(run.twins)}
+    if not odds:
+        return Finding("statistics", True, "none is told")
+    name = min(odds, key=odds.__getitem__)
+    figure = f"{len(told)} told, all noised; {name}, told twice of the same images: {_odds(odds[name], len(odds))}"
+    return Finding("statistics", odds[name] * len(odds) >= ALPHA, figure)
 
 
-def noised(statistic: object) -> bool:
-    """Whether a statistic says of itself that noise was added, and how much."""
-    return getattr(statistic, "variance", None) is not None
+def figures(seen: Sequence[Exchange]) -> Iterator[tuple[str, str, Any]]:
+    """(where, name, statistic) of all that was told beside updates."""
+    for one in seen:
+        for name, figure in one.reply.statistics.items():
+            if not isinstance(figure, Withheld):
+                yield f"{name} of {one.site} in round {one.round}", name, figure
+
+
+def paid(twins: Twins, name: str) -> float:
+    """The noise multiplier of a figure, as planned."""
+    return next(release.event.noise for release in twins.plan.releases if release.what == name)
+
+
+def told_twice(twins: Twins) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """(name, standard Gaussian numbers, if all is well) of every figure that both told of the same images and model."""
+    first, second = (
+        next(one.reply.statistics for one in twins.seen if (one.site, one.round) == (site, 1)) for site in SITES
+    )
+    for name in sorted(first.keys() & second.keys()):
+        one, other = first[name], second[name]
+        if isinstance(one, Noised) and isinstance(other, Noised):
+            yield name, (one.sums() - other.sums()).ravel() / (paid(twins, name) * math.sqrt(2.0))
+
+
+def _spread(noise: NDArray[np.float64]) -> float:
+    """Chance, two-sided, of a sum of squares as unlikely as this for standard Gaussian numbers."""
+    squares = float((noise**2).sum())
+    return 2 * float(min(chi2.cdf(squares, noise.size), chi2.sf(squares, noise.size)))
 
 
 def accountant(events: Mapping[Any, int], delta: float) -> float:

@@ -30,6 +30,7 @@ PATIENTS, DRAWN, PICTURES = 12, 6, 3
 """At each site; how many of them in a step; how many pictures the patients have who have most."""
 JUDGED = 10
 """Validation and test patients: as many as a site's policy asks for before any figure may leave."""
+SIZES = {"train": PATIENTS, "val": JUDGED, "test": JUDGED}
 DRAWS = 400
 """Steps of which only who was drawn is looked at."""
 Step = Callable[[Iterator[Portion], Views], Gradients]
@@ -93,12 +94,22 @@ class Short:
         noise: site → round → step → its noise.
         idle: noise of steps into which nobody was drawn.
         seen: what went to the sites and came back, evaluation included.
+        twins: the same of a run of one round of which both sites hold the same images.
     """
 
     study: Study
     plan: Plan
     noise: Mapping[str, Sequence[Sequence[Noise]]]
     idle: Sequence[Noise]
+    seen: Sequence[Exchange]
+    twins: Twins
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two sites that hold the same images and were sent the same model: what they tell differs by noise alone."""
+
+    plan: Plan
     seen: Sequence[Exchange]
 
 
@@ -114,8 +125,15 @@ def short(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> S
     bench = Workbench(tried)
     idle = list(without_anybody(bench, make, rng))
     seen = federate(bench, held, witnesses, judged=True)
-    made = plan(tried, {"train": PATIENTS, "val": JUDGED, "test": JUDGED})
-    return Short(tried, made, {name: one.rounds for name, one in witnesses.items()}, idle, seen)
+    noise = {name: one.rounds for name, one in witnesses.items()}
+    return Short(tried, plan(tried, SIZES), noise, idle, seen, twins(study, int(rng.integers(2**32)), make))
+
+
+def twins(study: Study, seed: int, make: Make) -> Twins:
+    """One round, in which the model is judged before and after."""
+    tried = changed(shortened(study, 1, 1), {"privacy": {"judged": 2}})
+    held = {name: site(tried, name, np.random.default_rng(seed)) for name in SITES}
+    return Twins(plan(tried, SIZES), federate(Workbench(tried), held, dict.fromkeys(SITES, make), judged=True))
 
 
 def without_anybody(bench: Workbench, make: Make, rng: np.random.Generator, times: int = 16) -> Iterator[Noise]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from polyclinic.client.private import answer
 from polyclinic.client.private.noise import Chance, released
 from polyclinic.client.private.step import Gradients, Make, Portion, PrivateStep
-from polyclinic.client.respond import before
+from polyclinic.core.privacy.events import Event
 from polyclinic.models.contracts import Views
-from polyclinic.simulations import in_turn
 
 
 class Unclipped(PrivateStep):
@@ -143,15 +143,27 @@ def reused(monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 def told_bare(monkeypatch: pytest.MonkeyPatch) -> Make:
-    """How the model does leaves as it was counted."""
-    true = in_turn.respond
+    """Figures leave as they were counted, and say that they have noise."""
+    true = answer.noised
 
-    def respond(bench: Any, site: Any, instruction: Any) -> Any:
-        reply = true(bench, site, instruction)
-        found = before(bench, site, instruction)
-        return replace(reply, statistics={name: value for name, value in found.items() if value is not None})
+    def bare(blank: Any, rows: Any, patients: Any, event: Event, chance: Any) -> Any:
+        found = true(blank, rows, patients, replace(event, noise=1e-6), chance)
+        return replace(found, variance=round(event.noise**2 * 2**20))
 
-    monkeypatch.setattr(in_turn, "respond", respond)
+    monkeypatch.setattr(answer, "noised", bare)
+    return PrivateStep
+
+
+def told_quieter(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Figures have half of the noise that was paid for."""
+    true = answer.noised
+    monkeypatch.setattr(
+        answer,
+        "noised",
+        lambda blank, rows, patients, event, chance: true(
+            blank, rows, patients, replace(event, noise=event.noise / 2), chance
+        ),
+    )
     return PrivateStep
 
 
@@ -176,4 +188,7 @@ TEN = (
     Planted("a reused seed", reused, ("fresh noise",)),
     Planted("statistics released without noise", told_bare, ("statistics",)),
 )
-MORE = (Planted("a parameter neither clipped nor noised", lambda _: Bare, ("sensitivity", "noise")),)
+MORE = (
+    Planted("a parameter neither clipped nor noised", lambda _: Bare, ("sensitivity", "noise")),
+    Planted("statistics with half of their noise", told_quieter, ("statistics",)),
+)

@@ -11,9 +11,8 @@ from dp_accounting import dp_event
 from polyclinic.core.errors import DataError, StudyError
 from polyclinic.core.privacy.accounting import epsilon
 from polyclinic.core.privacy.events import Event
-from polyclinic.core.statistics.monoid import Withheld
 from polyclinic.core.study import loads
-from polyclinic.simulations.audit.checks import ALPHA, accountant, checks, noised, poisson, sensitivity
+from polyclinic.simulations.audit.checks import ALPHA, accountant, checks, poisson, sensitivity
 from polyclinic.simulations.audit.pictures import joined, made_up
 from polyclinic.simulations.audit.report import audit, largest
 from tests.conftest import write_images
@@ -66,14 +65,6 @@ def test_the_second_accountant_agrees_with_the_first_and_is_none_of_ours() -> No
     event = dp_event.PoissonSampledDpEvent(0.3, dp_event.GaussianDpEvent(0.9))
     ours = epsilon([Event("poisson_gaussian", 0.9, 0.3, 7)], 1e-5)
     assert accountant({event: 7}, 1e-5) == pytest.approx(ours, rel=0.01)
-
-
-def test_a_statistic_must_say_that_it_is_noised() -> None:
-    class Loud:
-        variance = 2.0
-
-    assert noised(Loud())
-    assert not noised(Withheld("outcome", 10))
 
 
 def test_made_up_patients_fit_their_study_and_join_others(private: MakeStudy) -> None:

@@ -25,7 +25,7 @@ ONE: dict[str, Check] = {
     "noise": lambda *given: checks.noise_size(short(*given)),
     "fresh noise": lambda *given: checks.noise_fresh(short(*given)),
     "ledger": lambda *given: checks.ledger(short(*given)),
-    "statistics": lambda *given: checks.statistics(short(*given).seen),
+    "statistics": lambda *given: checks.statistics(short(*given)),
 }
 
 
