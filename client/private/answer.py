@@ -13,9 +13,9 @@ from polyclinic.client.privacy.account import Account, open_account
 from polyclinic.client.privacy.ledger import Ledger
 from polyclinic.client.privacy.record import Reservation
 from polyclinic.client.private.fit import Private
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Terms
 from polyclinic.core.messages import Instruction
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.privacy.plan import UPDATE, demand
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.signing import SigningKey
