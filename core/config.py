@@ -47,6 +47,9 @@ class Method(Config):
     """What else a study must say for it, section by section: printed by ``polyclinic methods``, held by ``check``."""
     low_rank: ClassVar[bool] = False
     """Whether it trains low-rank factor pairs, which factor-aware strategies need."""
+    sums: ClassVar[bool] = False
+    """Of a strategy: that all it makes of updates is their sum, tensor by tensor, so that what one site changes is no
+    longer than what it sends: what noise at the server is measured by."""
     merges: ClassVar[bool] = True
     """Whether what it trains can be merged into the backbone's own weights."""
 
