@@ -23,7 +23,7 @@ def explain(study: Study) -> dict[str, list[str]]:
         "How it goes": course(study),
         "What leaves a site": [*leaving(study, len(encode(tensors))), *beside(study)],
         "What does not leave a site": staying(study),
-        "Privacy" if study.privacy else "What this does not promise": privacy(study),
+        "Privacy" if study.privacy or study.central else "What this does not promise": privacy(study),
         "Digest": [study.digest],
     }
 
@@ -58,7 +58,14 @@ def leaving(study: Study, size: int) -> list[str]:
     """Sentences on everything that a site sends; ``size`` is that of the trained weights, in bytes."""
     monitoring = study.monitoring
     drawn = study.rounds.sites_per_round
-    once = "In every round with a site that has not told it" if drawn else "Once (anew while a site's has not arrived)"
+    hidden = study.central is not None and study.central.secret  # who is asked anew would tell who was not drawn before
+    once = (
+        "In every round"
+        if hidden
+        else "In every round with a site that has not told it"
+        if drawn
+        else "Once (anew while a site's has not arrived)"
+    )
     return [
         f"What travels, as said above: {size:,} bytes a round.",
         "Counts of images and patients by split, and the seconds that the work took.",

@@ -7,6 +7,7 @@ images, nor the server's own records, nor the coordinator, who sees every update
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,7 +15,6 @@ from pydantic import Field, model_validator
 
 from polyclinic.core.config import Config
 from polyclinic.core.errors import StudyError
-from polyclinic.core.privacy import accounting
 from polyclinic.core.privacy.config import FAINTEST, LOUDEST
 from polyclinic.core.privacy.events import ADJACENCY, Event, Generator
 from polyclinic.core.privacy.receipt import SIMULATED
@@ -96,6 +96,8 @@ class Central(Config):
         """The noise multiplier of a run of so many rounds. Raises PrivacyError if no noise is enough for epsilon."""
         if self.noise is not None:
             return self.noise
+        from polyclinic.core.privacy import accounting
+
         steps = math.ceil(rounds / self.bands)
         return accounting.noise_for(self.epsilon or 0.0, self.delta, self.rate, steps)
 
@@ -110,11 +112,13 @@ class Central(Config):
 
     def words(self, noise: float) -> str:
         """How it is noised, in a sentence without its end."""
-        whom = f"each of {self.sites} sites drawn with rate {self.rate:g}" if self.secret else f"all {self.sites} sites"
         if self.bands > 1:
-            whom = f"{self.sites} sites in {self.bands} groups in turn"
-        kind = "banded" if self.bands > 1 else "Gaussian"
-        return f"{kind} noise of {noise:.4g} × the clip on the sum of the sites' updates; {whom}"
+            return (
+                f"noise correlated over {self.bands} rounds, for each answer of a site as good as Gaussian noise of "
+                f"{noise:.4g} × the clip; {self.sites} sites in {self.bands} groups, asked in turn"
+            )
+        whom = f"each of {self.sites} sites drawn with rate {self.rate:g}" if self.secret else f"all {self.sites} sites"
+        return f"Gaussian noise of {noise:.4g} × the clip on the sum of the sites' updates; {whom}"
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,8 @@ class Spent:
     @staticmethod
     def of(central: Central, events: list[Event], clip: float) -> Spent:
         """From all events so far, one at least."""
+        from polyclinic.core.privacy import accounting
+
         plain = [Event("gaussian", event.noise, 1.0, event.steps, "site") for event in events]
         study, known = (accounting.epsilon(some, central.delta) for some in (events, plain))
         return Spent(central.delta, study, known, clip, central.words(events[-1].noise), central.generator)
@@ -147,7 +153,7 @@ class Spent:
         return {"unit": "site", "adjacency": ADJACENCY, **vars(self)}
 
 
-def spent_in_words(told: dict[str, Any]) -> str:
+def spent_in_words(told: Mapping[str, Any]) -> str:
     """Sentences on a ``Spent.document``, unit and adjacency included."""
     if told["generator"] == "simulated":
         return f"{SIMULATED} (it would be ε = {told['study']:.3g} by site)."
