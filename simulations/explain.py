@@ -58,14 +58,9 @@ def leaving(study: Study, size: int) -> list[str]:
     """Sentences on everything that a site sends; ``size`` is that of the trained weights, in bytes."""
     monitoring = study.monitoring
     drawn = study.rounds.sites_per_round
-    hidden = study.central is not None and study.central.secret  # who is asked anew would tell who was not drawn before
-    once = (
-        "In every round"
-        if hidden
-        else "In every round with a site that has not told it"
-        if drawn
-        else "Once (anew while a site's has not arrived)"
-    )
+    once = "In every round with a site that has not told it" if drawn else "Once (anew while a site's has not arrived)"
+    if study.central is not None and study.central.secret:
+        once = "In every round"  # else the question would tell of who was drawn
     return [
         f"What travels, as said above: {size:,} bytes a round.",
         "Counts of images and patients by split, and the seconds that the work took.",

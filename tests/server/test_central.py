@@ -127,7 +127,7 @@ def test_who_is_drawn_does_not_follow_from_the_study_unless_it_is_simulated() ->
 
 def test_a_round_in_which_nobody_is_drawn_is_noise_alone_and_is_charged() -> None:
     sites = Steady(3, 1.0)
-    state, journal = play(study("sites = 3\nnoise = 1.0\nrate = 1e-9"), sites)
+    state, journal = play(study("sites = 3\nnoise = 1.0\nrate = 1e-6\nclip = 1e-6"), sites)
     assert sites.asked == []
     assert len(list(journal.entries("central"))) == len(journal.rounds()) == 3
     assert np.std(numbers(state.tensors)) > 0
