@@ -23,7 +23,7 @@ from polyclinic.core.errors import QuorumError, RunError
 from polyclinic.core.privacy import banded
 from polyclinic.core.privacy.central import Central, Spent
 from polyclinic.core.privacy.events import Event
-from polyclinic.core.privacy.noise import KEY, Chance, Keyed, gaussian, released
+from polyclinic.core.privacy.noise import KEY, Chance, Keyed, gaussian, on_grid, released
 from polyclinic.core.seeds import derive
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors
@@ -111,12 +111,11 @@ class Mechanism:
         deviation = self.noise / math.sqrt(1.0 - share) * clip
         aggregate: dict[str, np.ndarray] = {}
         past: dict[str, np.ndarray] = {}
-        for name, change in sorted(total.items()):
-            if name == COUNT:
-                continue
+        for name in sorted(state.tensors):
+            change = total[name]
             if terms.bands > 1:
                 noise, kept = self._banded(name, change.shape, deviation, memory, chance)
-                noisy = change + noise
+                noisy = on_grid(change + noise, deviation)
                 past.update(kept)
             else:
                 noisy = released(change, deviation, chance)

@@ -82,6 +82,11 @@ def released(total: Floats, deviation: float, chance: Chance) -> Floats:
     """
     if deviation == 0.0:
         return total
+    return on_grid(total + deviation * gaussian(chance, total.size).reshape(total.shape), deviation)
+
+
+def on_grid(noised: Floats, deviation: float) -> Floats:
+    """A noised sum, rounded to the grid."""
     step = spacing(deviation)
-    on_grid: Floats = np.rint((total + deviation * gaussian(chance, total.size).reshape(total.shape)) / step) * step
-    return on_grid
+    rounded: Floats = np.rint(noised / step) * step
+    return rounded
