@@ -2,8 +2,9 @@
 
     python examples/central.py [--seeds 5]
 
-Prints three Markdown tables: the noise in the averaged update, by the accountant alone; the epsilon at which that noise
-is as long as the clip; and the accuracy of a linear probe on made-up features, by the server's own sums and noise.
+Prints Markdown tables. By the accountant alone: the noise in the averaged update, the epsilon at which that noise is as
+long as the clip, and what it is worth to draw sites or to ask groups in turn. Measured, by the server's own sums and
+noise: the accuracy of a linear probe on made-up features.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import toeplitz
 
 from polyclinic.core import study as studies
-from polyclinic.core.privacy.accounting import epsilon
+from polyclinic.core.privacy import banded
+from polyclinic.core.privacy.accounting import epsilon, noise_for
 from polyclinic.core.privacy.central import Central
 from polyclinic.core.privacy.events import Event
 from polyclinic.core.update import Tensors, Update
@@ -132,6 +135,23 @@ def budgets() -> Iterator[str]:
         yield f"| {size:,} | {' | '.join(short(cost) for cost in costs)} |"
 
 
+def turns() -> Iterator[str]:
+    """Root mean square, over 32 rounds, of the noise on the model in clips ÷ sites; a site answers 32 ÷ b times."""
+    rounds = 32
+    yield "| ε | b | one in b, drawn in secret | b groups, plain | b groups, banded |"
+    yield "|---|---|---|---|---|"
+    plain = math.sqrt((rounds + 1) / 2)
+    for budget in (2.0, 8.0):
+        for b in (1, 2, 4, 8):
+            drawn_ones = noise_for(budget, DELTA, 1 / b, rounds) * b * plain
+            grouped = noise_for(budget, DELTA, 1.0, rounds // b) * b
+            column = np.concatenate([banded.coefficients(b), np.zeros(rounds - b)])
+            summed = np.tril(np.ones((rounds, rounds))) @ np.linalg.inv(np.tril(toeplitz(column)))
+            correlated = banded.length(b) * math.sqrt(np.square(summed).sum() / rounds)
+            cells = (drawn_ones, grouped * plain, grouped * correlated)
+            yield f"| {budget:g} | {b} | {' | '.join(short(cell) for cell in cells)} |"
+
+
 def accuracies(seeds: int) -> Iterator[str]:
     """Mean and standard deviation over seeds of ``federation``."""
     yield f"| noise at the server | {' | '.join(f'{n} sites' for n in SITES)} |"
@@ -165,6 +185,7 @@ def main() -> None:
     for title, lines in (
         ("Length of the noise in the averaged update, in clips", lengths()),
         (f"ε of {ROUNDS} rounds in which that noise is one clip long", budgets()),
+        ("Noise on the model over 32 rounds, in clips ÷ sites, where a site answers in one of b rounds", turns()),
         (f"Accuracy of a linear probe at sites that took no part, {seeds} seeds", accuracies(seeds)),
     ):
         print(f"{title} (by site, add or remove one, δ = {DELTA:g}):\n")

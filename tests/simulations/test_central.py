@@ -69,6 +69,15 @@ def test_simulated_noise_repeats_is_called_no_privacy_and_leaves_the_baselines_a
             assert found[model] == bare.summary["sites"][site][model]
 
 
+def test_noise_at_the_sites_and_at_the_server_go_together(tiny_vit: Path, tiny_manifest: Path, tmp_path: Path) -> None:
+    text = central(tiny_vit).toml().replace("[training]", "[training]\nsteps = 2")
+    agreed = studies.loads(f"{text}\n[privacy]\nnoise = 1.5\ndelta = 1e-3\nexpected = 6\n")
+    found = simulate(agreed, tiny_manifest, tmp_path / "run", Options())
+    for record in found.rounds:
+        assert record["privacy"]["unit"] == "site"
+        assert {row["privacy"]["unit"] for row in record["sites"].values()} == {"patient"}
+
+
 @pytest.mark.parametrize("more", [{"mechanism": "banded", "bands": 2}, {"clipping": "adaptive", "rate": 0.01}])
 def test_groups_in_turn_and_clips_that_move_run_to_the_end(
     more: dict[str, Any], tiny_vit: Path, tiny_manifest: Path, tmp_path: Path
