@@ -135,10 +135,14 @@ class Mechanism:
         noise = banded.correlated(fresh, past, bands).astype(np.float32)
         return noise, {_place(age, name): w for age, w in enumerate([noise, *past][: bands - 1], 1)}
 
-    def charge(self, state: State, journal: Journal) -> Charge:
-        """What the round after ``state`` costs, by all that the journal has of it."""
+    def charge(self, state: State, journal: Journal, *, lost: bool = False) -> Charge:
+        """What the round after ``state`` costs, by all that the journal has of it.
+
+        ``lost``: it was worked out, something of it is known, and it will be worked out anew: whoever answered in it
+        answers once more than is foreseen, so it is charged in any case; and it draws anew.
+        """
         number, clip = state.round + 1, float(state.memory[CLIP][0])
-        event = self.terms.event(number, self.noise)
+        event = self.terms.event(1 if lost else number, self.noise)
         told = [entry.body["event"] for entry in journal.entries("central")]
         events = [*(Event.read(one) for one in told if one), *([event] if event else [])]
         spent = Spent.of(self.terms, events, clip).document()

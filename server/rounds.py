@@ -114,7 +114,13 @@ def one_round(
     if mechanism is None or not mechanism.terms.secret:
         demand_quorum(study, receiver, journal)
 
-    after = finished(step, state, strategy.finish(fold), mechanism)  # 5 finish
+    try:
+        after = finished(step, state, strategy.finish(fold), mechanism)  # 5 finish
+    except DivergedError:  # which tells of a noised state
+        if mechanism is not None:
+            lost = mechanism.charge(state, journal, lost=True)
+            journal.commit(entries=lost.entries, keys=lost.keys)
+        raise
     record = monitor.round_record(receiver, len(message) * len(chosen), time.monotonic() - started)
     record |= {"base": instruction.base, "result": digest(after.tensors)}
     record |= {"shift": shift.renewed(journal, receiver.told())}

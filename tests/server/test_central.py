@@ -14,7 +14,7 @@ from scipy import stats
 
 from polyclinic.core import ledger
 from polyclinic.core import study as studies
-from polyclinic.core.errors import QuorumError, RunError
+from polyclinic.core.errors import DivergedError, QuorumError, RunError
 from polyclinic.core.messages import Reply, decode_instruction, encode_reply
 from polyclinic.core.privacy.accounting import epsilon
 from polyclinic.core.privacy.events import Event
@@ -196,6 +196,18 @@ def test_a_round_that_could_not_be_committed_released_nothing_and_gets_new_noise
     state = rounds.train(agreed, Steady(12), INITIAL, journal, lambda event: None)
     assert digest(state.tensors) != digest(tried[0].tensors)
     assert len(list(journal.entries("central"))) == 1
+
+
+@pytest.mark.parametrize("central", ["rate = 0.5", 'mechanism = "banded"\nbands = 2'])
+def test_a_round_that_diverged_has_told_something_and_is_charged_each_time(central: str) -> None:
+    extra = '[server_step]\nmethod = "adam"\nlearning_rate = 1e9\n'
+    agreed = study(f"sites = 12\nnoise = 1.0\n{central}", count=4, extra=extra)
+    journal = Journal.create(None, {"run": "run"})
+    for times in (1, 2):
+        with pytest.raises(DivergedError):
+            rounds.train(agreed, Steady(12), INITIAL, journal, lambda event: None)
+        assert sum(entry.body["event"] is not None for entry in journal.entries("central")) == times
+        assert journal.key("draw/1") is None
 
 
 def test_the_key_that_drew_is_gone_once_its_round_is_over() -> None:
