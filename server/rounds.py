@@ -114,13 +114,7 @@ def one_round(
     if mechanism is None or not mechanism.terms.secret:
         demand_quorum(study, receiver, journal)
 
-    try:
-        after = finished(step, state, strategy.finish(fold), mechanism)  # 5 finish
-    except DivergedError:  # which tells of a noised state
-        if mechanism is not None:
-            lost = mechanism.charge(state, journal, lost=True)
-            journal.commit(entries=lost.entries, keys=lost.keys)
-        raise
+    after = finished(step, state, strategy.finish(fold), mechanism, journal)  # 5 finish
     record = monitor.round_record(receiver, len(message) * len(chosen), time.monotonic() - started)
     record |= {"base": instruction.base, "result": digest(after.tensors)}
     record |= {"shift": shift.renewed(journal, receiver.told())}
@@ -158,15 +152,25 @@ def _begin(study: Study, initial: Tensors, step: Step, journal: Journal, mechani
     return state
 
 
-def finished(step: Step, state: State, aggregate: Tensors, mechanism: Mechanism | None) -> State:
-    """The state after a round: noised, if it must be, before the server step sees anything of it."""
+def finished(step: Step, state: State, aggregate: Tensors, mechanism: Mechanism | None, journal: Journal) -> State:
+    """The state after a round: noised, if it must be, before the server step sees anything of it.
+
+    Raises:
+        DivergedError: the server step left the bounds; a noised round is then charged, as that tells of it.
+    """
     number = state.round + 1
     own: Tensors = {}
     if mechanism is not None:
         own, aggregate = mechanism.noised(state, aggregate)
     theirs = {name: array for name, array in state.memory.items() if not name.startswith(OWN)}
     memory, tensors = step.apply(theirs, state.tensors, aggregate)
-    demand_sound(tensors, number)
+    try:
+        demand_sound(tensors, number)
+    except DivergedError:
+        if mechanism is not None:
+            lost = mechanism.charge(state, journal, lost=True)
+            journal.commit(entries=lost.entries, keys=lost.keys)
+        raise
     return State(number, tensors, {**memory, **own})
 
 
