@@ -4,7 +4,7 @@
 
 Prints Markdown tables. By the accountant alone: the noise in the averaged update, the epsilon at which that noise is as
 long as the clip, and what it is worth to draw sites or to ask groups in turn. Measured, by the server's own sums and
-noise: the accuracy of a linear probe on made-up features.
+noise (simulated, so that figures repeat): the accuracy of a linear probe on made-up features.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def federation(sites: int, central: str, seed: int) -> float:
     study = studies.loads(
         f'[study]\nname = "x"\nseed = {seed}\n[[adaptation]]\nmethod = "probe"\n'
         f'[rounds]\nweight = "equal"\ncount = {ROUNDS}\n'
-        f"[central]\nsites = {sites}\nclip = {CLIP}\ndelta = {DELTA}\n{central or 'noise = 1.0'}\n"
+        f'[central]\nsites = {sites}\nclip = {CLIP}\ndelta = {DELTA}\ngenerator = "simulated"\n'
+        f"{central or 'noise = 1.0'}\n"
     )
     mechanism, journal = Mechanism.of(study), Journal.create(None, {"run": "run"})
     assert mechanism is not None
