@@ -53,6 +53,9 @@ class Method(Config):
     """Whether it lives by products B·A that the server factors anew every round, or is the strategy that does so."""
     discloses: ClassVar[bool] = False
     """Whether a task's outcome can be told under privacy: see ``polyclinic.models.contracts.Disclosing``."""
+    sums: ClassVar[bool] = False
+    """Of a strategy: that all it makes of updates is their sum, tensor by tensor, so that what one site changes is no
+    longer than what it sends: what noise at the server is measured by."""
     merges: ClassVar[bool] = True
     """Whether what it trains can be merged into the backbone's own weights."""
 

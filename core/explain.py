@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from polyclinic.core.privacy.central import Spent, spent_in_words
 from polyclinic.core.privacy.events import ADJACENCY
 from polyclinic.core.study import Study
 
@@ -13,10 +14,15 @@ def course(study: Study) -> list[str]:
     rounds, training = study.rounds, study.training
     length = f"{training.steps} batches" if training.steps else f"{training.epochs or 1} epoch(s)"
     who = f"{rounds.sites_per_round} drawn sites" if rounds.sites_per_round else "all sites"
+    central, counts = study.central, "answer well"
+    if central is not None and central.secret:
+        who, counts = f"each of {central.sites} sites drawn by itself with rate {central.rate:g}", "can be asked"
+    elif central is not None and central.bands > 1:
+        who = f"{central.bands} groups of sites in turn"
     return [
         f"{rounds.count} rounds with {who}; a site trains {length} at batches of {training.batch_size}.",
         study.strategy.explain(),
-        f"A round counts if {rounds.quorum:.0%} of the sites answer well; nobody is waited for longer than "
+        f"A round counts if {rounds.quorum:.0%} of the sites {counts}; nobody is waited for longer than "
         f"{rounds.deadline:,.0f} s. A site counts by {rounds.weight}, at most {rounds.weight_cap:,}.",
     ]
 
@@ -53,6 +59,24 @@ def staying(study: Study) -> list[str]:
 
 def privacy(study: Study) -> list[str]:
     """Sentences on what a study promises about privacy."""
+    return [*by_patient(study), *by_site(study)] if study.privacy or study.central is None else by_site(study)
+
+
+def by_site(study: Study) -> list[str]:
+    """Sentences on noise at the server."""
+    if (asked := study.central) is None:
+        return []
+    if asked.generator == "simulated":
+        return ["Noise at the server is simulated, from the study's seed: no privacy."]
+    noise = asked.multiplier(study.rounds.count)
+    events = [event for n in range(1, study.rounds.count + 1) if (event := asked.event(n, noise))]
+    spent = Spent.of(asked, events, asked.clip).document()
+    kept = f"What a site changes is clipped to a norm of {asked.clip:g} ({asked.clipping}), all tensors together."
+    return [f"Whole sites, by noise at the server: {spent['mechanism']}.", f"A run: {spent_in_words(spent)}", kept]
+
+
+def by_patient(study: Study) -> list[str]:
+    """Sentences on noise at the sites, or that there is none."""
     if (asked := study.privacy) is None:
         return [NO_PRIVACY]
     if asked.generator == "simulated":

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_serializer, f
 from polyclinic.core.config import Config, Duration, Method, parse, resolve
 from polyclinic.core.errors import StudyError
 from polyclinic.core.facts import demand_chain
+from polyclinic.core.privacy.central import Central, demand_central
 from polyclinic.core.privacy.config import Privacy
 from polyclinic.core.privacy.possible import demand_private
 
@@ -202,7 +203,8 @@ class Study(Config):
     rounds: Rounds = Rounds()
     monitoring: Monitoring = Monitoring()
     privacy: Privacy | None = Field(default=None, exclude_if=lambda section: section is None)
-    """Absent from the canonical form where a study has none, so that the section's coming changed no digest."""
+    central: Central | None = Field(default=None, exclude_if=lambda section: section is None)
+    """Both are absent from the canonical form where a study has none, so that their coming changed no digest."""
 
     @field_validator("task", "strategy", "server_step", mode="before")
     @classmethod
@@ -220,6 +222,7 @@ class Study(Config):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         demand_private(self)
+        demand_central(self)
         for method in (self.task, *self.adaptation, self.strategy, self.server_step):
             if not method.fits(type(self.task)):
                 raise StudyError(

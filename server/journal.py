@@ -28,6 +28,7 @@ CREATE TABLE rounds (round INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE TABLE told (site TEXT, name TEXT, statistic BLOB NOT NULL, PRIMARY KEY (site, name));
 CREATE TABLE results (name TEXT PRIMARY KEY, result TEXT NOT NULL);
 CREATE TABLE ledger (sequence INTEGER PRIMARY KEY, line TEXT NOT NULL);
+CREATE TABLE keys (name TEXT PRIMARY KEY, key BLOB NOT NULL);
 """
 
 
@@ -119,6 +120,11 @@ class Journal:
         row = self._db.execute("SELECT result FROM results WHERE name = ?", (name,)).fetchone()
         return json.loads(row[0]) if row else None
 
+    def key(self, name: str) -> bytes | None:
+        """A secret that was committed and not yet dropped."""
+        row = self._db.execute("SELECT key FROM keys WHERE name = ?", (name,)).fetchone()
+        return bytes(row[0]) if row else None
+
     def entries(self, kind: str) -> Iterator[ledger.Entry]:
         """The ledger's entries of one kind, in order."""
         for (line,) in self._db.execute("SELECT line FROM ledger ORDER BY sequence"):
@@ -139,8 +145,12 @@ class Journal:
         told: Iterable[tuple[str, str, bytes]] = (),
         results: Mapping[str, Any] | None = None,
         entries: Iterable[tuple[str, Mapping[str, Any]]] = (),
+        keys: Mapping[str, bytes | None] | None = None,
     ) -> None:
-        """All of it, or none: state, a round's record, (site, name, statistic) told, results, ledger (kind, body)."""
+        """All of it, or none: state, a round's record, (site, name, statistic) told, results, ledger (kind, body).
+
+        ``keys``: secrets by name; None drops one, and overwrites it.
+        """
         with self._commit() as db:
             if state is not None:
                 row = (state.round, encode(state.tensors), encode(state.memory))
@@ -150,6 +160,9 @@ class Journal:
             db.executemany("INSERT OR REPLACE INTO told VALUES (?, ?, ?)", list(told))
             for name, result in (results or {}).items():
                 db.execute("INSERT OR REPLACE INTO results VALUES (?, ?)", (name, json.dumps(result, allow_nan=False)))
+            for name, key in (keys or {}).items():
+                db.execute("DELETE FROM keys WHERE name = ?", (name,))
+                db.executemany("INSERT INTO keys VALUES (?, ?)", [] if key is None else [(name, key)])
             self._extend_ledger(db, entries)
         self._project()
 
@@ -187,6 +200,7 @@ class Journal:
 def _connect(path: Path | None) -> sqlite3.Connection:
     connection = sqlite3.connect(path or ":memory:", isolation_level=None)
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")
     return connection
 
 

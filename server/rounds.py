@@ -20,6 +20,7 @@ from polyclinic.core.study import Study
 from polyclinic.core.update import Manifest, Tensors, Update, digest
 from polyclinic.core.version import VERSION
 from polyclinic.server import monitor, shift
+from polyclinic.server.central import OWN, Charge, Mechanism
 from polyclinic.server.journal import Journal, State
 from polyclinic.server.receive import KNOWN, Delivery, Receiver
 from polyclinic.strategies.contract import Step, Strategy
@@ -64,13 +65,19 @@ def run(study: Study, sites: Sites, initial: Tensors, journal: Journal, observe:
     return state
 
 
-def train(study: Study, sites: Sites, initial: Tensors, journal: Journal, observe: Observer) -> State:
-    """All rounds that are left."""
+def train(
+    study: Study, sites: Sites, initial: Tensors, journal: Journal, observe: Observer, *, noised: bool = True
+) -> State:
+    """All rounds that are left.
+
+    ``noised``: whether what the study says of noise at the server is done; not for a comparison that nobody releases.
+    """
     strategy: Strategy[Any] = study.strategy.build()  # type: ignore[attr-defined]
     step: Step = study.server_step.build()  # type: ignore[attr-defined]
-    state = journal.state() or _begin(study, initial, step, journal)
+    mechanism = Mechanism.of(study) if noised else None
+    state = journal.state() or _begin(study, initial, step, journal, mechanism)
     while state.round < study.rounds.count:
-        state = one_round(study, sites, state, strategy, step, journal, observe)
+        state = one_round(study, sites, state, strategy, step, journal, observe, mechanism)
     return state
 
 
@@ -82,18 +89,21 @@ def one_round(
     step: Step,
     journal: Journal,
     observe: Observer,
+    mechanism: Mechanism | None = None,
 ) -> State:
     """One round: choose, send, fold each reply as it comes and drop it, finish, commit."""
-    started = time.monotonic()
-    chosen = choose(study, sites.names(), state.round + 1)  # 1 choose sites
-    untold = not journal.told_by().issuperset(chosen)
-    instruction = instruct(study, journal.meta["run"], state, fit=True, describe=untold)
+    started, number = time.monotonic(), state.round + 1
+    if mechanism is None:  # 1 choose sites
+        chosen = choose(study, sites.names(), number)
+    else:
+        chosen, strategy = mechanism.choose(sites.names(), number, journal), mechanism.strategy(state.memory)
+    instruction = instruct(study, journal.meta["run"], state, fit=True, describe=untold(study, journal, chosen))
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
 
     receiver = Receiver(study, instruction, chosen, strategy.expects(state.tensors), blanks(study))
     fold = strategy.init(state.tensors)
-    for delivery in sites.send(message, chosen, study.rounds.deadline):  # 2 send, 3 at the site
+    for delivery in sites.send(message, chosen, study.rounds.deadline) if chosen else ():  # 2 send, 3 at the site
         reply = receiver.check(delivery)  # 4 receive: verify, add, drop
         if reply is not None and reply.update is not None:
             try:
@@ -102,14 +112,17 @@ def one_round(
                 receiver.undo(delivery.site, str(refusal))
         observe(Event("site", instruction.round, delivery.site, receiver.excluded.get(delivery.site, "")))
     receiver.close()
-    demand_quorum(study, receiver, journal)
+    if mechanism is None or not mechanism.terms.secret:
+        demand_quorum(study, receiver, journal)
 
-    memory, tensors = step.apply(state.memory, state.tensors, strategy.finish(fold))  # 5 finish
-    demand_sound(tensors, instruction.round)
-    after = State(instruction.round, tensors, memory)
+    after = finished(step, state, strategy.finish(fold), mechanism, journal)  # 5 finish
     record = monitor.round_record(receiver, len(message) * len(chosen), time.monotonic() - started)
-    record |= {"base": instruction.base, "result": digest(tensors), "shift": shift.renewed(journal, receiver.told())}
-    journal.commit(state=after, record=record, told=receiver.told(), entries=[("round", receiver.entry(record))])  # 6
+    record |= {"base": instruction.base, "result": digest(after.tensors)}
+    record |= {"shift": shift.renewed(journal, receiver.told())}
+    charge = Charge() if mechanism is None else mechanism.charge(state, journal)
+    record |= charge.record
+    entries = [*charge.entries, ("round", receiver.entry(record))]
+    journal.commit(state=after, record=record, told=receiver.told(), entries=entries, keys=charge.keys)  # 6
     observe(Event("done", instruction.round, record=record))
     return after
 
@@ -117,8 +130,7 @@ def one_round(
 def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: Observer) -> dict[str, Any]:
     """Judges the final state at every site, on validation and test images, and commits what was found."""
     chosen = tuple(sites.names())
-    untold = not journal.told_by().issuperset(chosen)
-    instruction = instruct(study, journal.meta["run"], state, fit=False, describe=untold)
+    instruction = instruct(study, journal.meta["run"], state, fit=False, describe=untold(study, journal, chosen))
     message = encode_instruction(instruction)
     observe(Event("round", instruction.round, sites=chosen))
     receiver = Receiver(study, instruction, chosen, None, blanks(study))
@@ -133,11 +145,41 @@ def judge(study: Study, sites: Sites, state: State, journal: Journal, observe: O
     return final
 
 
-def _begin(study: Study, initial: Tensors, step: Step, journal: Journal) -> State:
-    state = State(0, initial, step.start(initial))
+def _begin(study: Study, initial: Tensors, step: Step, journal: Journal, mechanism: Mechanism | None) -> State:
+    own = {} if mechanism is None else mechanism.start()
+    state = State(0, initial, {**step.start(initial), **own})
     body = {"study": study.digest, "initial": digest(initial), **journal.meta}
     journal.commit(state=state, entries=[("start", body)])
     return state
+
+
+def finished(step: Step, state: State, aggregate: Tensors, mechanism: Mechanism | None, journal: Journal) -> State:
+    """The state after a round: noised, if it must be, before the server step sees anything of it.
+
+    Raises:
+        DivergedError: the server step left the bounds; a noised round is then charged, as that tells of it.
+    """
+    number = state.round + 1
+    own: Tensors = {}
+    if mechanism is not None:
+        own, aggregate = mechanism.noised(state, aggregate)
+    theirs = {name: array for name, array in state.memory.items() if not name.startswith(OWN)}
+    memory, tensors = step.apply(theirs, state.tensors, aggregate)
+    try:
+        demand_sound(tensors, number)
+    except DivergedError:
+        if mechanism is not None:
+            lost = mechanism.charge(state, journal, lost=True)
+            journal.commit(entries=lost.entries, keys=lost.keys)
+        raise
+    return State(number, tensors, {**memory, **own})
+
+
+def untold(study: Study, journal: Journal, chosen: Sequence[str]) -> bool:
+    """Whether sites are asked how their data are spread: while one has not told, or always, where that would tell a
+    site whether others were drawn who had not told before."""
+    hidden = study.central is not None and study.central.secret
+    return hidden or not journal.told_by().issuperset(chosen)
 
 
 def choose(study: Study, names: Sequence[str], round_number: int) -> tuple[str, ...]:

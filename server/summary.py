@@ -39,6 +39,7 @@ def summarise(study: Study, journal: Journal, *, engine: str, adapter_sha256: st
         "sites": _sites(final, journal),
         "excluded": final["excluded"],
         "map": shift.site_map(journal),
+        **({"privacy": records[-1]["privacy"]} if "privacy" in records[-1] else {}),
     }
 
 

@@ -38,7 +38,9 @@ def baseline(bench: Workbench, sites: Mapping[str, Site], initial: Tensors, name
     journal, study = Journal.create(None, {"run": name}), bench.study
     kind = bench.task.blank(bins=study.monitoring.bins, score_bins=study.monitoring.score_bins).name
     try:
-        state = rounds.train(study, InTurn(bench, trained, hurried=False), initial, journal, lambda event: None)
+        state = rounds.train(
+            study, InTurn(bench, trained, hurried=False), initial, journal, lambda event: None, noised=False
+        )
         final = rounds.judge(study, InTurn(bench, judged, hurried=False), state, journal, lambda event: None)
     except PolyclinicError as failure:  # the federation's own result stands all the same
         return {site: dict.fromkeys(("val", "test"), monitor.unavailable(failure.problem, kind)) for site in judged}

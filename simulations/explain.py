@@ -22,7 +22,7 @@ def explain(study: Study) -> dict[str, list[str]]:
         "How it goes": course(study),
         "What leaves a site": [*leaving(study, len(encode(adapted.sent()))), *beside(study)],
         "What does not leave a site": staying(study),
-        "Privacy" if study.privacy else "What this does not promise": privacy(study),
+        "Privacy" if study.privacy or study.central else "What this does not promise": privacy(study),
         "Digest": [study.digest],
     }
 
@@ -58,6 +58,8 @@ def leaving(study: Study, size: int) -> list[str]:
     monitoring = study.monitoring
     drawn = study.rounds.sites_per_round
     once = "In every round with a site that has not told it" if drawn else "Once (anew while a site's has not arrived)"
+    if study.central is not None and study.central.secret:
+        once = "In every round"  # else the question would tell of who was drawn
     return [
         f"What travels, as said above: {size:,} bytes a round.",
         "Counts of images and patients by split, and the seconds that the work took.",

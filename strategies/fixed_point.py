@@ -53,6 +53,11 @@ class FixedSum:
         self.low += other.low
         self._count(other.weight, other.addends)
 
+    def total(self) -> np.ndarray:
+        """Σ weight × array, float64."""
+        found: np.ndarray = self.high / HIGH + self.low / LOW
+        return found
+
     def mean(self) -> np.ndarray:
         """Σ weight × array ÷ Σ weight, float64.
 
@@ -61,7 +66,7 @@ class FixedSum:
         """
         if self.weight == 0:
             raise UpdateError("no update to average", remedy="a round needs one good reply at least")
-        return (self.high / HIGH + self.low / LOW) / self.weight
+        return self.total() / self.weight
 
     def _count(self, weight: int, addends: int) -> None:
         self.weight += weight

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class Mean(Method):
 
     Averaging LoRA's factors is not averaging the adapters (mean(B)·mean(A) ≠ mean(B·A)); ``exact`` mends that.
     """
+
+    sums: ClassVar[bool] = True
 
     method: Literal["mean"] = "mean"
 

@@ -16,9 +16,9 @@ from polyclinic.client.privacy.ledger import Ledger
 from polyclinic.client.privacy.record import Reservation
 from polyclinic.client.private.figures import N, noised
 from polyclinic.client.private.fit import Private
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Make, PrivateStep, Terms
 from polyclinic.core.messages import Instruction
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.privacy.plan import UPDATE, Release, demand
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.signing import SigningKey

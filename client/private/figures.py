@@ -9,8 +9,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from polyclinic.client.private.noise import Chance, released
+from polyclinic.client.private.noise import released
 from polyclinic.core.privacy.events import Event
+from polyclinic.core.privacy.noise import Chance
 from polyclinic.core.statistics.monoid import Floats
 from polyclinic.core.statistics.noised import UNIT, Noised
 

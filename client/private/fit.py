@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from polyclinic.client.private.noise import Chance, drawn
 from polyclinic.client.private.step import Make, Portion, PrivateStep, Terms, brute_force
 from polyclinic.core.errors import UpdateError
+from polyclinic.core.privacy.noise import Chance, drawn
 from polyclinic.models.adaptation import Pool, Start
 from polyclinic.models.contracts import Objective, Views
 from polyclinic.models.network import Adapted

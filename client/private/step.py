@@ -13,8 +13,9 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from polyclinic.client.private.noise import Chance, released
+from polyclinic.client.private.noise import released
 from polyclinic.core.errors import UpdateError
+from polyclinic.core.privacy.noise import Chance
 from polyclinic.models.contracts import Batch, Objective, Views
 from polyclinic.models.network import Network
 from polyclinic.models.per_example import Hooked, PerExample

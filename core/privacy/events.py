@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args
 from polyclinic.core.errors import RunError
 
 Unit = Literal["patient", "image"]
+"""What a site protects."""
+Protected = Literal["patient", "image", "site"]
+"""Whose vector an event bounds: noise at the server is for whole sites."""
 Generator = Literal["system", "simulated"]
 Mechanism = Literal["gaussian", "poisson_gaussian"]
 ADJACENCY = "add or remove one"
@@ -33,12 +36,12 @@ class Event:
     noise: float
     rate: float = 1.0
     steps: int = 1
-    unit: Unit = "patient"
+    unit: Protected = "patient"
 
     def __post_init__(self) -> None:
         sound = (
             self.mechanism in get_args(Mechanism)
-            and self.unit in get_args(Unit)
+            and self.unit in get_args(Protected)
             and type(self.steps) is int
             and self.steps >= 1
             and _number(self.noise)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from polyclinic.core.facts import Facts
+from polyclinic.core.privacy.central import demand_untouched
 from polyclinic.core.update import Tensors
 from polyclinic.models.adaptation import Adaptation, PeftForm
 from polyclinic.models.adaptations.injected import as_array
 from polyclinic.models.adaptations.parameter import A, B, LowRank, demand_rank, lora_layers
+
+if TYPE_CHECKING:
+    from polyclinic.core.study import Study
 
 FINGERPRINT = "pissa_start"
 STEPS = 2**10
@@ -38,6 +42,10 @@ class Pissa(LowRank):
     )
 
     method: Literal["pissa"] = "pissa"
+
+    def check(self, study: Study) -> None:
+        """Refuses noise on the fingerprint."""
+        demand_untouched(study, self.method, "every site must find the very fingerprint that it worked out")
 
     def build(self) -> Adaptation:
         """The adaptation."""

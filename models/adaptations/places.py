@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyclinic.core.errors import StudyError
+from polyclinic.core.privacy.central import demand_untouched
 
 if TYPE_CHECKING:
     from polyclinic.core.study import Study
@@ -42,8 +43,9 @@ def demand_plain_average(study: Study, method: str) -> None:
     """Nothing, if the server takes the average as it is: what a method tells is a mean, and no step of descent.
 
     Raises:
-        StudyError: another server step.
+        StudyError: another server step, or noise at the server.
     """
+    demand_untouched(study, method, "it sends means, which must stay the means that they are")
     step = study.server_step
     if step.method != "sgd" or getattr(step, "learning_rate", None) != 1.0:
         raise StudyError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from polyclinic.core.config import Method
 from polyclinic.core.errors import StudyError
+from polyclinic.core.privacy.central import demand_untouched
 from polyclinic.models.adaptation import Start
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ def demand_mean(study: Study, method: Method) -> None:
     """Nothing, if a tensor's new global value is its mean over sites.
 
     Raises:
-        StudyError: the strategy or the server step makes something else of it.
+        StudyError: the strategy, the server step or noise at the server makes something else of it.
     """
+    demand_untouched(study, method.method, "it needs the plain mean over sites")
     for part, where in ((study.strategy, "strategy"), (study.server_step, "server_step")):
         if not part.averages():
             raise StudyError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from polyclinic.core import files
 from polyclinic.core.errors import StudyError
+from polyclinic.core.privacy.central import demand_no_audience
 from polyclinic.core.signing import Signed, SigningKey, sign
 from polyclinic.core.study import Study
 from polyclinic.core.update import Tensors, digest, encode
@@ -22,8 +23,9 @@ def publish(
 
     Raises:
         BackboneError: the backbone cannot be loaded here, or is not the one that the study pins.
-        StudyError: the study refers to files by a path, which another machine cannot find.
+        StudyError: the study refers to files by a path, which another machine cannot find, or has noise at the server.
     """
+    demand_no_audience(study)
     scheme, _, _ = study.backbone.reference.partition(":")
     if scheme == "file" and not study.backbone.sha256:
         remedy = "write backbone.sha256, so that every site can tell that it has the same file"

@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from polyclinic.core.privacy.central import COVERS
 from polyclinic.core.statistics.figures import Bin, Figure
 from polyclinic.core.statistics.metrics import Metric
 from polyclinic.server.report import compare, data, tables, words
@@ -60,6 +61,8 @@ def sections(evidence: Evidence) -> dict[str, Any]:
         **history(evidence),
         "sites": tables.sites(evidence),
         "privacy": tables.privacy(evidence),
+        "central": tables.central(evidence),
+        "central_covers": COVERS,
         "reliability": reliability_panels(evidence),
         **shift(evidence),
         "forests": forests(evidence),

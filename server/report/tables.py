@@ -99,6 +99,18 @@ def privacy(evidence: Evidence) -> Table | None:
     return Table(caption, head, tuple(rows))
 
 
+def central(evidence: Evidence) -> Table | None:
+    """What the global adapters cost any one site, of a study with noise at the server."""
+    told = evidence.facts.get("privacy")
+    if told is None:
+        return None
+    readers = {"study": "the global adapters alone", "known": "these, and who was asked in which round"}
+    rows = [(name(what), plain(told[key]), Cell(f"{told['delta']:g}")) for key, what in readers.items()]
+    simulated = f"{SIMULATED}; " if told["generator"] == "simulated" else ""
+    caption = f"Privacy of whole sites, by site ({told['adjacency']}): {simulated}{told['mechanism']}"
+    return Table(caption, ("For whoever sees", "ε", "δ"), tuple(rows))
+
+
 def dated(evidence: Evidence, site: Site) -> str:
     """Which model a site told of last, where that is not the last one of all."""
     newest = max((s.trained for s in evidence.sites if s.trained is not None), default=None)

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polyclinic.client.private.noise import Chance
 from polyclinic.client.private.step import Gradients, Make, Portion, PrivateStep, Terms
+from polyclinic.core.privacy.noise import Chance
 from polyclinic.models.contracts import Objective, Views
 from polyclinic.models.network import Network
 

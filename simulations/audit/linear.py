@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from polyclinic.client.data.dataset import Images
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms
 from polyclinic.client.respond import Workbench
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.privacy.plan import Plan, demand
 from polyclinic.models.contracts import Batch, Views
 from polyclinic.simulations.audit.federation import Exchange

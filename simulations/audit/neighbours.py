@@ -10,9 +10,9 @@ import torch
 
 from polyclinic.client.fit import start
 from polyclinic.client.private.fit import Private, demand_exact, train
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Gradients, Make, Portion, PrivateStep, Terms
 from polyclinic.client.respond import Workbench
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.privacy.plan import demand
 from polyclinic.core.study import Study
 from polyclinic.models.contracts import Views

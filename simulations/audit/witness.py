@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from polyclinic.client.private.noise import Chance, Keyed
 from polyclinic.client.private.step import Gradients, Make, Portion, PrivateStep, Terms
 from polyclinic.client.respond import Workbench
+from polyclinic.core.privacy.noise import Chance, Keyed
 from polyclinic.core.privacy.plan import Plan, demand, plan
 from polyclinic.core.study import Study
 from polyclinic.models.contracts import Batch, Objective, Views

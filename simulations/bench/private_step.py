@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms
 from polyclinic.core.errors import EngineError
 from polyclinic.core.memory import peak_mb
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.models.backbones import Encoder
 from polyclinic.models.backbones.tokens import tokens
 from polyclinic.models.contracts import Batch, Views

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms, brute_force
 from polyclinic.core import study as studies
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.models.contracts import Views
 from polyclinic.models.network import build
 from tests.models.conftest import Save

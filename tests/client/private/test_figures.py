@@ -10,8 +10,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import chi2
 
 from polyclinic.client.private.figures import noised
-from polyclinic.client.private.noise import Keyed
 from polyclinic.core.privacy.events import Event
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.statistics.noised import NoisedKernel, NoisedLabels
 
 BLANK = NoisedKernel.blank(5, 1)

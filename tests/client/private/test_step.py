@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyclinic.client.private.fit import Private, demand_exact, held, nobodys, portions
-from polyclinic.client.private.noise import Chance, Keyed
 from polyclinic.client.private.step import GAMMA, Portion, PrivateStep, Terms, brute_force
 from polyclinic.core import study as studies
 from polyclinic.core.errors import UpdateError
+from polyclinic.core.privacy.noise import Chance, Keyed
 from polyclinic.core.study import Study
 from polyclinic.models.adaptation import Pool
 from polyclinic.models.contracts import Batch, Objective, Views

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms, brute_force
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.models.contracts import Views
 from polyclinic.models.network import build
 from tests.models.test_dense_matrix import pictures, study_of

@@ -41,7 +41,7 @@ def test_an_event_comes_back(noise: float, rate: float, steps: int, unit: Any) -
         {"steps": 0},
         {"steps": 1.0},
         {"steps": True},
-        {"unit": "site"},
+        {"unit": "ward"},
         {"mechanism": "gaussian"},
         {"extra": 1},
     ],

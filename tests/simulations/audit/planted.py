@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from polyclinic.client.private import answer
-from polyclinic.client.private.noise import Chance, released
+from polyclinic.client.private.noise import released
 from polyclinic.client.private.step import Gradients, Make, Portion, PrivateStep
 from polyclinic.core.privacy.events import Event
+from polyclinic.core.privacy.noise import Chance
 from polyclinic.models.contracts import Views
 
 

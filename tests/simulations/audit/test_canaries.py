@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyclinic.client.private.noise import Keyed
 from polyclinic.client.private.step import Portion, PrivateStep, Terms
+from polyclinic.core.privacy.noise import Keyed
 from polyclinic.models.contracts import Views
 from polyclinic.models.network import build
 from polyclinic.simulations.audit.attack import trained
