@@ -35,6 +35,8 @@ def noised(blank: N, rows: Floats, patients: Sequence[str], event: Event, chance
         total = np.zeros((len(names), vectors.shape[1]))
         np.add.at(total, whose, vectors)
         vectors = total / np.bincount(whose)[:, None]
+    # whether some patient's images make the model give no numbers must not show, either: that patient adds nothing
+    vectors = np.where(np.isfinite(vectors).all(axis=1, keepdims=True), vectors, 0.0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     cut = vectors / np.maximum(lengths, 1.0)
     whole = np.trunc(cut * (1.0 - 2.0**-40) * 2.0**UNIT).sum(axis=0)  # 2^-40: for the division's own rounding

@@ -94,8 +94,8 @@ class PrivateStep:
         sums = {name: torch.zeros(w.shape, dtype=torch.float64, device=w.device) for name, w in self._weights.items()}
         for portion in portions:
             each = self.by_patient(portion)
-            for name, scale in self.scales(each).items():
-                sums[name] += torch.tensordot(scale, each[name], dims=1)
+            for name, (scale, rows) in with_numbers(self.scales(each), each).items():
+                sums[name] += torch.tensordot(scale, rows, dims=1)
         deviation = self.terms.noise * self.terms.clip
         own = self.of_nobody(public) if self._asks is not False else {}
         self._asks = bool(own)  # of an objective's kind, not of data: once nothing, always nothing
@@ -175,6 +175,22 @@ class Make(Protocol):
     def __call__(
         self, network: Network, objective: Objective, terms: Terms, chance: Chance, *, opacus: bool = False
     ) -> PrivateStep: ...
+
+
+def with_numbers(scales: Mapping[str, Tensor], each: Gradients) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name → (scale, rows), both 0 for every patient whose gradient is not all numbers, or of no finite length.
+
+    A global model may be made so that one patient's images alone give none. If that ended the round, the end would tell
+    of the patient; so such a patient adds nothing.
+    """
+    sound = torch.stack([torch.isfinite(scale) & (scale > 0.0) for scale in scales.values()]).all(dim=0)
+    if bool(sound.all()):
+        return {name: (scale, each[name]) for name, scale in scales.items()}
+    kept = {name: sound.view(-1, *[1] * (rows.ndim - 1)) for name, rows in each.items()}
+    return {
+        name: (torch.where(sound, scale, 0.0), torch.where(kept[name], each[name], 0.0))
+        for name, scale in scales.items()
+    }
 
 
 def brute_force(network: Network, objective: Objective, portion: Portion) -> Gradients:

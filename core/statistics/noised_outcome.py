@@ -102,7 +102,7 @@ def _placed(scores: Floats, answers: Ints) -> Floats:
     """[…, 2, 12] each score divided between the two knots around it, under its answer."""
     side = (scores > 0.5).astype(np.int64)
     place = np.clip((scores - 0.5 * side) * 2 * (SIDE - 1), 0.0, SIDE - 1)
-    low = np.minimum(place.astype(np.int64), SIDE - 2)
+    low = np.minimum(np.nan_to_num(place).astype(np.int64), SIDE - 2)  # of no number the vector is none, either
     upper = place - low
     found = np.zeros((*scores.shape, 2, len(KNOTS)))
     index = (*np.indices(scores.shape), answers)

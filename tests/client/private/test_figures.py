@@ -13,6 +13,7 @@ from polyclinic.client.private.figures import noised
 from polyclinic.core.privacy.events import Event
 from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.statistics.noised import NoisedKernel, NoisedLabels
+from polyclinic.core.statistics.noised_outcome import rows as noised_rows
 
 BLANK = NoisedKernel.blank(5, 1)
 KEY = bytes(range(32))
@@ -59,3 +60,15 @@ def test_another_key_gives_other_noise_and_the_same_one_the_same_bits() -> None:
     rows, event = np.eye(5), Event("gaussian", 1.0)
     one, two, other = (noised(BLANK, rows, [*"abcde"], event, Keyed(key)) for key in (KEY, KEY, bytes(32)))
     assert one == two != other
+
+
+def test_a_patient_of_whom_the_model_gives_no_numbers_adds_nothing() -> None:
+    event, rows = Event("gaussian", 1.0), np.eye(5)
+    spoilt = rows.copy()
+    spoilt[1] = np.nan, np.inf, 0, 0, 0
+    rows[1] = 0.0
+    names = ["a", "b", "c", "d", "d"]
+    assert noised(BLANK, spoilt, names, event, Keyed(KEY)) == noised(BLANK, rows, names, event, Keyed(KEY))
+    vectors = noised_rows("binary", np.array([0.3, np.nan]), np.array([0, 1]))
+    assert np.isnan(vectors[1]).any()
+    assert not np.isnan(vectors[0]).any()

@@ -207,3 +207,30 @@ def test_what_is_nobodys_has_the_shapes_and_nothing_else() -> None:
     assert views.pixels.shape == (3, 1, 32, 32)
     assert views.target[:, 0].tolist() == [[0.0, 0.25, 0.25, 0.5, 0.5]] * 3
     assert (views.target[:, 1:] == -1).all()
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e30])
+def test_a_patient_of_whom_there_are_no_numbers_adds_nothing_and_nobody_can_tell(
+    method: str, clipping: Any, wrong: float
+) -> None:
+    """A global model can be made so that one patient's images alone overflow: whether a round ends must not say so."""
+    made = study(method)
+    adapted, terms = shaken(build(made)), Terms(noise=0.0, clip=0.8, clipping=clipping, expected=5.0)
+    objective = plain(made)
+
+    def spoilt(model: Any, batch: Batch) -> Tensor:
+        return objective(model, batch) * (wrong if float(batch.pixels[0, 0, 0, 0]) == 7.0 else 1.0)
+
+    given_one = portion()
+    given_one.views.pixels[WHOSE == 1, 0, 0, 0] = 7.0
+    found = PrivateStep(adapted.network, spoilt, terms, keyed(0)).gradient(iter([given_one]), public())
+    left = WHOSE != 1
+    others = Portion(
+        Views(given_one.views.pixels[left], given_one.views.target[left]), torch.tensor([0, 0, 1, 1, 1, 2]), 3
+    )
+    alone = PrivateStep(adapted.network, objective, terms, keyed(0)).gradient(iter([others]), public())
+    for name, gradient in found.items():
+        assert torch.isfinite(gradient).all()
+        torch.testing.assert_close(gradient, alone[name], rtol=1e-4, atol=1e-6)
