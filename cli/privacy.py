@@ -48,8 +48,8 @@ def plan(
     rows = [_planned(asked, site, sizes) for site, sizes in _sizes(asked, manifest).items()]
     privacy = asked.privacy
     assert privacy is not None
-    told = {"study": asked.digest, "unit": privacy.unit, "adjacency": "add or remove one", "delta": privacy.delta,
-            "rounds": asked.rounds.count, "steps": asked.training.steps, "sites": rows,
+    told: dict[str, Any] = {"study": asked.digest, "unit": privacy.unit, "adjacency": "add or remove one",
+            "delta": privacy.delta, "rounds": asked.rounds.count, "steps": asked.training.steps, "sites": rows,
             "likely": _measured(asked, rows)}  # fmt: skip
     cells = [_cells(row) for row in rows]
     head = ("site", f"{privacy.unit}s (train, val, test)", "rate", "noise", "ε train", "ε val", "ε test",
@@ -172,7 +172,7 @@ def _accuracy_noise(study: Study, sizes: dict[str, int], figures: dict[str, floa
 
 
 def _measured(study: Study, rows: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """What studies of this kind were seen to lose, at the largest epsilon of any site; None for what was not measured."""
+    """What studies of this kind were seen to lose, at the largest epsilon of any site; None if nobody measured."""
     from polyclinic.core.privacy.curves import curve
 
     spent = [row["epsilon"]["train"] for row in rows if not row["problem"]]
@@ -187,8 +187,8 @@ def _likely(told: dict[str, Any] | None) -> list[str]:
         return []
     return [
         f"What it may cost: on public X-rays and dermoscopy of three sites each, {told['of']} lost "
-        f"{told['auroc_lost']:.2f} of AUROC at ε = {told['epsilon']:.3g} ({told['least']:.2f} to {told['most']:.2f} over "
-        "data and seeds), against the same without privacy (docs/privacy.md)."
+        f"{told['auroc_lost']:.2f} of AUROC at ε = {told['epsilon']:.3g} ({told['least']:.2f} to {told['most']:.2f}"
+        " over data and seeds), against the same without privacy (docs/privacy.md)."
     ]
 
 
