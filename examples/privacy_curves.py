@@ -2,6 +2,7 @@
 
     python examples/privacy_curves.py run examples/cxr.toml path/to/cls-cxr/manifest.csv curves.jsonl
     python examples/privacy_curves.py table curves.jsonl
+    python examples/privacy_curves.py picture curves.jsonl curves.svg
 
 Figures are worked out on the finished adapters, as only somebody can who holds all the images: they show what noise in
 training does, and are no part of a private run. A run that is in the file already is not repeated.
@@ -115,9 +116,75 @@ def cell(values: list[float]) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"
 
 
+AT = {1.0: 0.0, 2.0: 1.0, 4.0: 2.0, 8.0: 3.0, 1e9: 4.2}
+"""Where each epsilon lies across; without privacy a little apart."""
+COLOURS = {
+    "probe": "#0072b2",
+    "vpt": "#009e73",
+    "lora": "#d55e00",
+    "ffa_lora": "#cc79a7",
+    "rolora": "#e69f00",
+    "fedsvd": "#666",
+}
+PANEL, GAP = (250.0, 150.0), (60.0, 50.0)
+
+
+def picture(rows: list[dict[str, Any]]) -> str:
+    """SVG: AUROC and calibration error against epsilon, a column for each pack; means over seeds, and every seed."""
+    packs = sorted({row["pack"] for row in rows})
+    parts = [panel(rows, pack, key, i, j) for i, pack in enumerate(packs) for j, key in enumerate(("auroc", "ece"))]
+    names = [name for name in COLOURS if any(row["chain"] == name for row in rows)]
+    legend = "".join(
+        f'<text x="{60 + 105 * i}" y="20" fill="{COLOURS[name]}" font-weight="600">● {name}</text>'
+        for i, name in enumerate(names)
+    )
+    width, height = 60 + len(packs) * (PANEL[0] + GAP[0]), 50 + 2 * (PANEL[1] + GAP[1])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" font-family="sans-serif" '
+        f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{legend}{"".join(parts)}</svg>\n'
+    )
+
+
+def panel(rows: list[dict[str, Any]], pack: str, key: str, column: int, line: int) -> str:
+    """One chart of a figure on one pack."""
+    left, top = 60 + column * (PANEL[0] + GAP[0]), 50 + line * (PANEL[1] + GAP[1])
+    low, high = (0.5, 1.0) if key == "auroc" else (0.0, 0.4)
+
+    def x(epsilon: float) -> float:
+        return left + 10 + (PANEL[0] - 20) * AT[epsilon] / 4.2
+
+    def y(value: float) -> float:
+        return top + PANEL[1] * (high - min(max(value, low), high)) / (high - low)
+
+    parts = [f'<text x="{left}" y="{top - 8}" font-weight="600">{pack}: {"AUROC" if key == "auroc" else "ECE"}</text>']
+    for tick in (low, (low + high) / 2, high):
+        parts.append(f'<path d="M{left} {y(tick):.1f}h{PANEL[0]}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end" fill="#555">{tick:g}</text>')
+    for epsilon in AT:
+        word = "no privacy" if epsilon == 1e9 else f"ε = {epsilon:g}"
+        parts.append(
+            f'<text x="{x(epsilon):.1f}" y="{top + PANEL[1] + 16}" text-anchor="middle" fill="#555">{word}</text>'
+        )
+    for name, colour in COLOURS.items():
+        found: dict[float, list[float]] = {}
+        for row in rows:
+            if (row["pack"], row["chain"]) == (pack, name):
+                found.setdefault(row["eps"] or 1e9, []).append(row["test"]["pooled"][key])
+        middle = [(x(epsilon), y(mean(found[epsilon]))) for epsilon in AT if epsilon in found]
+        dots = [(x(epsilon), y(value)) for epsilon, values in found.items() for value in values]
+        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2" fill="{colour}" opacity="0.5"/>' for a, b in dots]
+        parts.append(
+            f'<polyline points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in middle)}" fill="none" stroke="{colour}" '
+            'stroke-width="2"/>'
+        )
+    return "".join(parts)
+
+
 if __name__ == "__main__":
     what, *given = sys.argv[1:]
     if what == "run":
         run(Path(given[0]), Path(given[1]), Path(given[2]), given[3:] or list(METHODS))
+    elif what == "picture":
+        Path(given[1]).write_text(picture(read(Path(given[0]))), encoding="utf-8")
     else:
         print("\n".join(table(read(Path(given[0])))))
