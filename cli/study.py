@@ -18,6 +18,7 @@ def new(
     path: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="The file to write; must not exist yet.")] = Path(
         "study.toml"
     ),
+    private: Annotated[bool, typer.Option("--private", help="One whose updates and figures are noised.")] = False,
 ) -> None:
     """Write a study file with a comment on every setting, to start from."""
     from importlib.resources import files as resources
@@ -27,7 +28,8 @@ def new(
 
     if path.exists():
         raise StudyError("exists already", where=str(path), remedy="choose another name")
-    files.write(path, resources("polyclinic.cli").joinpath("template.toml").read_text(encoding="utf-8"))
+    template = "private.toml" if private else "template.toml"
+    files.write(path, resources("polyclinic.cli").joinpath(template).read_text(encoding="utf-8"))
     typer.echo(f"Wrote {path}. Adjust it to your manifest, then: polyclinic study check {path}")
 
 

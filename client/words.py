@@ -169,7 +169,7 @@ def _noised(study: Study) -> Iterator[Told]:
     }
     for name, blank in blanks(study).items():
         when, said = what[name]
-        noise = "one bounded vector a patient, summed, with Gaussian noise on every number"
+        noise = f"one bounded vector a {demand(study).unit}, summed, with Gaussian noise on every number"
         yield Told(name, kind_of(name), when, f"{said}: {noise}", _count(blank))
 
 

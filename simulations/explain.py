@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from polyclinic.client.words import statistics
 from polyclinic.core.explain import beside, course, heads, privacy, staying
+from polyclinic.core.privacy.plan import demand
 from polyclinic.core.study import Study
 from polyclinic.core.update import encode
 from polyclinic.models.network import Adapted, build, task
@@ -55,6 +57,8 @@ def counted(adapted: Adapted) -> list[str]:
 
 def leaving(study: Study, size: int) -> list[str]:
     """Sentences on everything that a site sends; ``size`` is that of the trained weights, in bytes."""
+    if study.privacy is not None:
+        return leaving_privately(study, size)
     monitoring = study.monitoring
     drawn = study.rounds.sites_per_round
     once = "In every round with a site that has not told it" if drawn else "Once (anew while a site's has not arrived)"
@@ -71,4 +75,19 @@ def leaving(study: Study, size: int) -> list[str]:
         "(maker, modality, ranges of numbers; no date, name, identifier or free text).",
         "How the model did and how the data are spread: only where they tell of as many patients as the site's "
         "policy says (10, unless the site says otherwise). Weights and counts leave in any case.",
+    ]
+
+
+def leaving_privately(study: Study, size: int) -> list[str]:
+    """The same of a private study: what is told beside the update is noised."""
+    told = statistics(study)
+    policy = (
+        "These figures: only where as many patients stand behind them as the site's policy says (10, unless the site "
+        "says otherwise). `polyclinic privacy plan` says what noise each will have."
+    )
+    return [
+        f"What travels, as said above, noised: {size:,} bytes a round.",
+        f"Counts of {demand(study).unit}s by split, the seconds that the work took, and a receipt of what was spent.",
+        *(f"{one.name}, {one.when}: {one.what}; {one.numbers:,} whole numbers." for one in told),
+        *([policy] if told else ["No figure of the model or of the images: nothing was set aside for any."]),
     ]

@@ -123,6 +123,18 @@ def test_export_writes_both_forms_and_never_over_something(
     assert {path.name for path in tmp_path.iterdir()} == {"adapter", "model"}, "nothing half-written is left"
 
 
+def test_a_new_private_study_is_sound_and_says_what_is_told_with_noise(polyclinic: Call, tmp_path: Path) -> None:
+    path = tmp_path / "private.toml"
+    assert polyclinic("study", "new", "--private", path).code == 0
+    assert studies.load(path).privacy is not None
+    said = polyclinic("study", "explain", path).out
+    for name in ("incoming/val, in rounds 3, 6, 9 and at the end", "describe/kernel, once a run", "Counts of patients"):
+        assert name in said
+    assert "confusion counts" not in said
+    path.write_text(path.read_text().replace("statistics_share = 1.0", "statistics_share = 0.0"))
+    assert "No figure of the model" in polyclinic("study", "explain", path).out
+
+
 def test_a_new_study_is_sound_and_explains_itself(polyclinic: Call, tmp_path: Path) -> None:
     path = tmp_path / "study.toml"
     assert "polyclinic study check" in polyclinic("study", "new", path).out
