@@ -25,6 +25,11 @@ LedgerFolder = Annotated[
     Path | None, typer.Option("--ledger", metavar="DIR", help="In its place: the folder that holds privacy.db.")
 ]
 
+Delta = Annotated[
+    float | None,
+    typer.Option(min=1e-15, max=0.5, metavar="D", help="At which epsilon is told; else the policy's, or 1e-5."),
+]
+
 
 @app.command(cls=Command)
 def plan(
@@ -68,15 +73,15 @@ def plan(
 def show(
     site_folder: SiteFolder = None,
     ledger: LedgerFolder = None,
-    delta: Annotated[float, typer.Option(min=1e-15, max=0.5, metavar="D", help="At which epsilon is told.")] = 1e-5,
+    delta: Delta = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what was spent and what is left, by cohort and by study, over everything that this site ever released."""
     from polyclinic.client.privacy.statement import statement
 
-    opened, limit = _opened(site_folder, ledger)
+    opened, limit, own = _opened(site_folder, ledger)
     with closing(opened):
-        told = statement(opened.record(), delta, limit)
+        told = statement(opened.record(), delta or own, limit)
     answer(as_json, told, _shown(told))
 
 
@@ -90,7 +95,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Check every entry of a privacy ledger, and that it still holds what receipts say. Exit code 1 if it does not."""
-    opened, _ = _opened(site_folder, ledger)
+    opened, _, _ = _opened(site_folder, ledger)
     with closing(opened):
         count = opened.verify(head or [])
         told: dict[str, Any] = {"ok": True, "entries": count, "head": opened.head()[1], "signed": opened.signer}
@@ -105,7 +110,7 @@ def export(
     to: Annotated[Path, typer.Argument(metavar="FILE.json", help="Where to write it.")],
     site_folder: SiteFolder = None,
     ledger: LedgerFolder = None,
-    delta: Annotated[float, typer.Option(min=1e-15, max=0.5, metavar="D", help="At which epsilon is told.")] = 1e-5,
+    delta: Delta = None,
 ) -> None:
     """Write the whole ledger as JSON, for an auditor: every entry as it is signed, and what they come to."""
     import json
@@ -113,9 +118,9 @@ def export(
     from polyclinic.client.privacy.statement import statement
     from polyclinic.core import files
 
-    opened, limit = _opened(site_folder, ledger)
+    opened, limit, own = _opened(site_folder, ledger)
     with closing(opened):
-        told = {"statement": statement(opened.record(), delta, limit), "entries": opened.lines()}
+        told = {"statement": statement(opened.record(), delta or own, limit), "entries": opened.lines()}
     files.write(to, json.dumps(told, indent=1, ensure_ascii=False) + "\n")
     typer.echo(f"Wrote {len(told['entries'])} entries to {to}. No patient's identifier or hash is in them.")
 
@@ -203,8 +208,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return row["site"], units, f"{row['rate']:.3g}", f"{row['noise']:.4g}", *spent, ", ".join(told)
 
 
-def _opened(site_folder: Path | None, ledger: Path | None) -> tuple[Ledger, float | None]:
-    """(the ledger, the site's limit), of a site's folder or by itself.
+def _opened(site_folder: Path | None, ledger: Path | None) -> tuple[Ledger, float | None, float]:
+    """(the ledger, the site's limit, its delta), of a site's folder or by itself.
 
     Raises:
         PolicyError: neither or both were said, or there is no ledger.
@@ -222,8 +227,8 @@ def _opened(site_folder: Path | None, ledger: Path | None) -> tuple[Ledger, floa
         remedy = "it is made when a private study runs for the first time"
         raise PolicyError(f"holds no {FILE}", where=str(folder), remedy=remedy)
     if home is None:
-        return Ledger(folder), None
-    return Ledger(folder, home.key()), home.settings.policy.epsilon
+        return Ledger(folder), None, 1e-5
+    return Ledger(folder, home.key()), home.settings.policy.epsilon, home.settings.policy.delta
 
 
 def _shown(told: dict[str, Any]) -> list[str]:

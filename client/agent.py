@@ -31,7 +31,7 @@ from polyclinic.client.tasks import Executor
 from polyclinic.core import files
 from polyclinic.core.book import Book
 from polyclinic.core.envelope import seal
-from polyclinic.core.errors import EngineError, PolyclinicError, RunError
+from polyclinic.core.errors import EngineError, PolyclinicError, PrivacyError, RunError
 from polyclinic.core.messages import REFUSED, Instruction, Reply, decode_instruction, encode_reply
 from polyclinic.core.update import digest
 from polyclinic.core.version import VERSION
@@ -65,6 +65,9 @@ class Agent:
 
     def _why(self, failure: PolyclinicError) -> str:
         """What the coordinator may hear; that its book cannot be written says nothing of images."""
+        if isinstance(failure, PrivacyError):
+            _log.error("%s", failure)
+            return "the site's privacy ledger does not allow it; its own log says why"
         if isinstance(failure, RunError):
             _log.error("%s", failure)
             return (

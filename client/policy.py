@@ -51,6 +51,12 @@ class Policy(Config):
         Raises:
             PolicyError: what left would have no epsilon, and any limit would be passed.
         """
+        if self.epsilon is not None and study.privacy is not None and study.privacy.generator == "simulated":
+            raise PolicyError(
+                f"this site allows ε = {self.epsilon:g} for a patient, and noise from a seed gives no privacy at all",
+                where="privacy.generator",
+                remedy='a study with generator = "system"',
+            )
         if self.epsilon is not None and study.privacy is None:
             raise PolicyError(
                 f"this site allows ε = {self.epsilon:g} for a patient, and a study without [privacy] has no ε at all",

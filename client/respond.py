@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from polyclinic.client.policy import Kind, Policy
 from polyclinic.client.privacy.account import Account
 from polyclinic.client.private.answer import Answer, Vault, reserved
 from polyclinic.client.private.tell import Speaker, asked, enough, tell
-from polyclinic.core.errors import DataError, PolicyError, PolyclinicError, RunError, UpdateError
+from polyclinic.core.errors import DataError, LimitError, PolicyError, PolyclinicError, UpdateError
 from polyclinic.core.messages import Instruction, Reply
 from polyclinic.core.privacy.told import blanks
 from polyclinic.core.statistics.monoid import Statistic, Withheld
@@ -79,7 +80,7 @@ class Workbench:
 
     def speaker(self) -> Speaker:
         """What tells a private study's figures of the model as it now is."""
-        return Speaker(self.adapted.network, self.frozen(), self.task, self.study, self.device)
+        return Speaker(self.adapted.network, self.frozen, self.task, self.study, self.device)
 
     def described(self, site: Site) -> dict[Kind, Statistic]:
         """How a site's training images are spread, by kind; worked out once."""
@@ -109,29 +110,26 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     site.policy.demand_privacy(study)
     if digest(instruction.tensors) != instruction.base:
         raise UpdateError("the global state is not the one that the instruction names", where=site.name)
-    account = bench.account(site)
+    account, kept = bench.account(site), site.keep.before(instruction.run, instruction.round) or {}
     wanted = asked(study, site.policy, instruction) if study.privacy is not None else set()
     open_ones = {what for what in wanted if enough(site.data, site.policy, what)}
-    answer = None if account is None else reserved(account, instruction, open_ones)
-    kept = site.keep.before(instruction.run, instruction.round) or {}
+    answer = None if account is None else reserved(account, instruction, based(instruction.base, kept), open_ones)
     anchor = bench.adapted.write(instruction.tensors, _part(kept, PERSONAL) or None)
     if account is None:
         statistics = before(bench, site, instruction)
     else:  # nothing leaves but what was set aside
         statistics = withheld(account, instruction, wanted - open_ones, site.policy)
         statistics |= {} if answer is None else dict(tell(answer, bench.speaker(), site.data))
-    update = None
+    update, own = None, None
     if instruction.fit:
-        train(bench, site, instruction, anchor, kept, answer)
+        own = train(bench, site, instruction, anchor, kept, answer)
         if account is None:
             statistics["fitted/val"] = judge(bench, site, "val")
         update = Update(site.name, weight(study, site), bench.adapted.sent())
     if not instruction.describe:
         bench.rest()
-    if not instruction.fit:
-        show(bench, site)
     told = {name: statistic for name, statistic in statistics.items() if statistic is not None}
-    return Reply(
+    reply = Reply(
         site=site.name,
         study=study.digest,
         run=instruction.run,
@@ -144,6 +142,19 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
         seconds=round(time.monotonic() - started, 3),
         receipt=None if answer is None else answer.note(update.tensors if update else {}, told),
     )
+    if own is not None:  # of an answer that may not leave nothing is kept, either: the next round would tell of it
+        site.keep.after(instruction.run, instruction.round, own)
+    if not instruction.fit:
+        show(bench, site)
+    return reply
+
+
+def based(base: str, kept: Kept) -> str:
+    """What an answer is worked out from: the global state and, where there is any, what the site kept."""
+    if not kept:
+        return base
+    own = digest({name: tensor.detach().cpu().numpy() for name, tensor in kept.items()})
+    return hashlib.sha256(f"{base} {own}".encode()).hexdigest()
 
 
 def sizes(study: Study, site: Site) -> dict[str, tuple[int, int]]:
@@ -174,23 +185,26 @@ def before(bench: Workbench, site: Site, instruction: Instruction) -> Told:
 
 def train(
     bench: Workbench, site: Site, instruction: Instruction, anchor: Anchor, kept: Kept, answer: Answer | None
-) -> None:
-    """Trains the model in place, and keeps what is the site's own.
+) -> Kept:
+    """Trains the model in place; what is the site's own, to be kept.
 
     Raises:
         DataError: there is nothing to train on.
+        PolicyError: the study is private, and nothing was set aside for it.
     """
     images = site.data.images("train")
     if len(images.pixels) == 0:
         raise DataError("has no training images", where=site.name, remedy="leave it out, or give it some")
     at = (site.name, instruction.round)
     private = None if answer is None else answer.training(bench.study, site.vault.make)
+    if (private is None) != (bench.study.privacy is None):
+        raise PolicyError("nothing was set aside for training", where=site.name)
     memory = fit(
         bench.adapted, bench.task, images, bench.study, *at, anchor, _part(kept, MEMORY), bench.frozen, private
     )
     own = {f"{PERSONAL}{name}": tensor for name, tensor in bench.adapted.read_personal().items()}
     own |= {f"{MEMORY}{name}": tensor for name, tensor in memory.items()}
-    site.keep.after(instruction.run, instruction.round, own)
+    return own
 
 
 def _part(kept: Kept, prefix: str) -> dict[str, Tensor]:
@@ -199,9 +213,11 @@ def _part(kept: Kept, prefix: str) -> dict[str, Tensor]:
 
 def sayable(refusal: PolyclinicError, site: str) -> str:
     """What a server may hear of a refusal: of images and files only that they are at fault; the log has it all."""
-    if isinstance(refusal, PolicyError | UpdateError):
+    if isinstance(refusal, PolicyError | UpdateError) and not isinstance(refusal, LimitError):
         return str(refusal)
     logging.getLogger(__name__).error("%s: %s", site, refusal)
+    if isinstance(refusal, LimitError):  # the arithmetic tells of who is in several cohorts
+        return "a limit on ε at this site would be passed; 'polyclinic privacy show' there says what was spent"
     return "the site cannot use its images or its backbone; its own log says why"
 
 
@@ -223,7 +239,7 @@ def show(bench: Workbench, site: Site) -> None:
     try:
         given = (bench.adapted.network, bench.task, images, bench.study, site.name, bench.device)
         write_examples(site.keep.folder, *given)
-    except RunError as failure:
+    except Exception as failure:  # whatever a model makes of some picture must not show in whether the site answers
         logging.getLogger(__name__).warning("%s: no examples: %s", site.name, failure)
 
 

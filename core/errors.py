@@ -50,6 +50,10 @@ class PolicyError(PolyclinicError):
     """A site's policy forbids what was asked."""
 
 
+class LimitError(PolicyError):
+    """A limit on epsilon would be passed; how much was spent is for the site's own eyes."""
+
+
 class RunError(PolyclinicError):
     """A run folder is damaged, belongs to another study, or cannot be written."""
 

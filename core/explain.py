@@ -90,6 +90,8 @@ def by_patient(study: Study) -> list[str]:
         f"who train {spend}, those behind the other figures {others}.",
         f"A step draws {asked.expected} {asked.unit}s on average; gradients are clipped to a norm of {asked.clip:g} "
         f"({asked.clipping}).",
+        f"Patients are told apart by the manifest's column '{study.data.columns.patient}', and the ledger knows them "
+        "by it: see that every study names the same one.",
         "Every site's own ledger says what was spent, over all runs and studies: polyclinic privacy show.",
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from polyclinic.client.data.manifest import Row
 from polyclinic.client.policy import Policy
@@ -13,7 +14,7 @@ from polyclinic.client.privacy.ledger import Ledger
 from polyclinic.client.privacy.people import identities
 from polyclinic.client.privacy.receipts import receipt
 from polyclinic.client.privacy.record import Charge, Question, Reservation
-from polyclinic.core.errors import PolicyError
+from polyclinic.core.errors import DataError, PolicyError
 from polyclinic.core.privacy.plan import DESCRIBED, Plan, Release, demand, plan
 from polyclinic.core.privacy.receipt import Receipt
 from polyclinic.core.seeds import derive
@@ -100,10 +101,25 @@ def open_account(
     Raises:
         PolicyError: the site is too small for the study, or the whole run cannot fit into a limit.
     """
-    who = _who(rows)
+    listed = list(rows)
+    demand_once(listed, site)
+    who = _who(listed)
     made = plan(study, _sizes(study, who), site, policy.tell)
     cohorts = {split: ledger.cohort(found) for split, found in who.items() if found}
     return Account(ledger, study, site, made, cohorts, bounds(study, policy, approved))
+
+
+def demand_once(rows: Iterable[Row], site: str) -> None:
+    """Refuses an image that stands twice, under whatever names: it would be drawn twice, and pay once.
+
+    Raises:
+        DataError: naming it, for the site's own log.
+    """
+    seen: dict[Path, str] = {}
+    for row in rows:
+        if (before := seen.setdefault(row.path.resolve(), row.name)) != row.name:
+            problem = f"{row.name} and {before} are one file: an image of a private study stands once"
+            raise DataError(problem, where=site, remedy="leave one of them out of the manifest")
 
 
 def sizes(study: Study, rows: Iterable[Row]) -> dict[str, int]:

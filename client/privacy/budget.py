@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyclinic.client.privacy.record import Charge, Record
-from polyclinic.core.errors import PolicyError
+from polyclinic.core.errors import LimitError
 
 SLACK = 1e-9
 """By what share of it a bound may be passed: so much floating point is."""
@@ -33,7 +33,7 @@ def demand_within(
     """Nothing, if the ``charges`` of a study, and what lies ``ahead`` after them, fit into every bound.
 
     Raises:
-        PolicyError: with what was spent, what this would add, and where the run would end.
+        LimitError: with what was spent, what this would add, and where the run would end.
     """
     for bound in bounds:
         if bound.study not in ("", study):
@@ -44,7 +44,7 @@ def demand_within(
             continue
         before, after = record.epsilon(spent, bound.delta), record.epsilon([*spent, *charges], bound.delta)
         scope = "for this study" if bound.study else "for all that the site ever released"
-        raise PolicyError(
+        raise LimitError(
             f"{bound.whose} is ε = {bound.epsilon:g} for a patient {scope} (δ = {bound.delta:g}). "
             f"Spent: {before:.3f}. With this round: {after:.3f}. At the end of the run: {end:.3f}",
             where="privacy",

@@ -17,6 +17,7 @@ from polyclinic.client.privacy.record import Reservation
 from polyclinic.client.private.figures import N, noised
 from polyclinic.client.private.fit import Private
 from polyclinic.client.private.step import Make, PrivateStep, Terms
+from polyclinic.core.errors import PolicyError
 from polyclinic.core.messages import Instruction
 from polyclinic.core.privacy.noise import Keyed
 from polyclinic.core.privacy.plan import UPDATE, Release, demand
@@ -49,6 +50,9 @@ class Vault:
 
     def open(self, study: Study, site: str, data: SiteData, policy: Policy) -> Account:
         """The site's account for a study. Raises PolicyError, PrivacyError, RunError."""
+        if self.key is not None and demand(study).generator == "simulated":
+            problem = "noise from a seed hides nobody: whoever knows the study knows the noise"
+            raise PolicyError(problem, where="privacy.generator", remedy='ask for a study with generator = "system"')
         ledger = Ledger(self.folder or Path(self._passing.name), self.key)
         return open_account(ledger, study, site, data.rows, policy, self.approved)
 
@@ -98,18 +102,23 @@ class Answer:
         return self.account.receipt(self.reservation)
 
 
-def reserved(account: Account, instruction: Instruction, figures: Iterable[str]) -> Answer | None:
+def reserved(account: Account, instruction: Instruction, base: str, figures: Iterable[str]) -> Answer | None:
     """Sets aside what an answer costs: an update, if training is asked for, and figures as far as they are planned.
 
     Args:
+        base: digest of all that the answer is worked out from: the global state, and what the site kept.
         figures: what the site could tell, such as "incoming/val".
 
     Raises:
-        PolicyError: a limit would be passed; with the arithmetic.
+        PolicyError: a limit would be passed, or training is asked for in a round that has none.
     """
     wanted = {*figures} | ({UPDATE} if instruction.fit else set())
     releases = {one.what: one for one in account.due(instruction.run, instruction.round, wanted)}
+    if instruction.fit and UPDATE not in releases:
+        raise PolicyError(
+            f"no update is planned for round {instruction.round}: nothing would pay for it", where="privacy"
+        )
     if not releases:
         return None
-    reservation = account.reserve(instruction.run, instruction.round, instruction.base, releases.keys())
+    reservation = account.reserve(instruction.run, instruction.round, base, releases.keys())
     return Answer(account, reservation, releases)

@@ -13,8 +13,9 @@ from torch import Tensor
 from polyclinic.client.private.step import Make, Portion, PrivateStep, Terms, brute_force
 from polyclinic.core.errors import UpdateError
 from polyclinic.core.privacy.noise import Chance, drawn
+from polyclinic.core.seeds import derive
 from polyclinic.models.adaptation import Pool, Start
-from polyclinic.models.contracts import Objective, Views
+from polyclinic.models.contracts import Objective, Task, Views
 from polyclinic.models.network import Adapted
 
 CLOSE = 1e-4
@@ -67,9 +68,9 @@ def train(
         UpdateError: the step's gradients are not what brute force gives, or some weight has none.
     """
     step = private.make(adapted.network, objective, private.terms, private.chance, opacus=private.opacus)
-    demand_exact(step, adapted, objective, begun.pool)
+    demand_exact(step, adapted, objective, begun.pool, begun.task)
     units = held(begun.pool, begun.labelled, private)
-    public = nobodys(begun.pool, adapted.device)
+    public = nobodys(begun.pool, begun.task, adapted.device)
     weights = dict(adapted.network.named_parameters())
     for _ in range(private.steps):
         chosen = [units[i] for i in drawn(private.chance, len(units), private.rate)]
@@ -92,24 +93,37 @@ def held(pool: Pool, labelled: Tensor, private: Private) -> list[list[int]]:
 def portions(
     chosen: Sequence[Sequence[int]], adapted: Adapted, begun: Start, private: Private, generator: torch.Generator
 ) -> Iterator[Portion]:
-    """The drawn units' pictures, as many whole units at a time as go through the model together."""
+    """The drawn units' pictures, as many whole units at a time as go through the model together.
+
+    What chance does to a unit's pictures follows from the step and the unit alone: were one stream used up by all who
+    are drawn, one patient more would change what the others' pictures become, and with them their gradients.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
     filled, numbered = 0, []
     for unit in chosen:
         filled += len(unit)
         numbered.append((max(0, filled - 1) // private.portion, unit))
     for _, group in groupby(numbered, key=lambda pair: pair[0]):
         units = [unit for _, unit in group]
-        indices = [index for unit in units for index in unit]
+        views = [seen(unit, adapted, begun, derive(seed, unit[0])) for unit in units]
         whose = torch.tensor([number for number, unit in enumerate(units) for _ in unit], device=adapted.device)
-        pixels = begun.pool.pixels[indices].to(adapted.device).float().div_(255.0)
-        given = Views(pixels, begun.pool.targets[indices].to(adapted.device))
-        given = begun.task.cropped(given, generator)
-        views = adapted.chain.batch(adapted.network, begun.task, given, generator)
-        yield Portion(views, whose, len(units), tuple(indices))
+        both = Views(torch.cat([one.pixels for one in views]), torch.cat([one.target for one in views]))
+        yield Portion(both, whose, len(units), tuple(index for unit in units for index in unit))
 
 
-def nobodys(pool: Pool, device: torch.device, count: int = 1) -> Views:
-    """Pictures of noise with made-up targets: of the shapes of the site's, and otherwise nothing of it."""
+def seen(unit: Sequence[int], adapted: Adapted, begun: Start, seed: int) -> Views:
+    """A unit's pictures as the model is to see them, augmented and cropped by themselves."""
+    generator = torch.Generator().manual_seed(seed)
+    pixels = begun.pool.pixels[list(unit)].to(adapted.device).float().div_(255.0)
+    channels = adapted.network.backbone.mean.shape[1]
+    if pixels.shape[1] < channels:  # else one patient in colour would change what chance does to grey pictures
+        pixels = pixels.expand(-1, channels, *pixels.shape[2:])
+    given = Views(pixels, begun.pool.targets[list(unit)].to(adapted.device))
+    return adapted.chain.batch(adapted.network, begun.task, begun.task.cropped(given, generator), generator)
+
+
+def nobodys(pool: Pool, task: Task, device: torch.device, count: int = 1) -> Views:
+    """Pictures of noise with made-up targets: of the shapes that the model sees, and otherwise nothing of the site."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand((count, *pool.pixels.shape[1:]), generator=generator)
     if pool.targets.is_floating_point():  # boxes
@@ -118,10 +132,10 @@ def nobodys(pool: Pool, device: torch.device, count: int = 1) -> Views:
     else:
         shape = (count, *pool.targets.shape[1:])
         target = (torch.arange(int(torch.tensor(shape).prod())) % 2).view(shape).to(pool.targets.dtype)
-    return Views(pixels.to(device), target.to(device))
+    return task.cropped(Views(pixels.to(device), target.to(device)), generator)
 
 
-def demand_exact(step: PrivateStep, adapted: Adapted, objective: Objective, pool: Pool) -> None:
+def demand_exact(step: PrivateStep, adapted: Adapted, objective: Objective, pool: Pool, task: Task) -> None:
     """Nothing, if the step's gradients are brute force's, on made-up pictures and at shaken weights.
 
     Shaken, since at the start of LoRA half of all gradients vanish, and a wrong one would not show. What an objective
@@ -130,7 +144,7 @@ def demand_exact(step: PrivateStep, adapted: Adapted, objective: Objective, pool
     Raises:
         UpdateError: naming the weight whose gradient differs.
     """
-    views = nobodys(pool, adapted.device, HANDFUL + 1)
+    views = nobodys(pool, task, adapted.device, HANDFUL + 1)
     portion = Portion(views, torch.tensor([0, 1, 1, 2], device=adapted.device), HANDFUL)
     weights = {name: w for name, w in adapted.network.named_parameters() if w.requires_grad}
     before = {name: weight.detach().clone() for name, weight in weights.items()}

@@ -21,6 +21,8 @@ from polyclinic.models.network import Network
 from polyclinic.models.per_example import Hooked, PerExample
 
 Clipping = Literal["flat", "per_layer", "automatic"]
+MARGIN = 1e-5
+"""Of the clip, that is left for the rounding of lengths and of sums in float32."""
 GAMMA = 0.01
 """Stabiliser of automatic clipping (Bu et al. 2023, arXiv 2206.07136, their default)."""
 
@@ -118,15 +120,15 @@ class PrivateStep:
 
     def scales(self, each: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Name → [count] by what each patient's gradient is multiplied."""
-        squares = {name: torch.linalg.vector_norm(rows.flatten(1), dim=1).square() for name, rows in each.items()}
-        clip, tiny = self.terms.clip, torch.finfo(torch.float32).tiny
+        squares = {name: squared(rows) for name, rows in each.items()}
+        clip, tiny = self.terms.clip * (1.0 - MARGIN), torch.finfo(torch.float32).tiny
         if self.terms.clipping == "per_layer":
             share = clip / len(squares) ** 0.5
-            return {name: (share / s.sqrt().clamp_min(tiny)).clamp_max(1.0) for name, s in squares.items()}
+            return {name: (share / s.sqrt().clamp_min(tiny)).clamp_max(1.0).float() for name, s in squares.items()}
         norm = torch.stack(list(squares.values())).sum(dim=0).sqrt()
         if self.terms.clipping == "automatic":
-            return dict.fromkeys(squares, clip / (norm + GAMMA))
-        return dict.fromkeys(squares, (clip / norm.clamp_min(tiny)).clamp_max(1.0))
+            return dict.fromkeys(squares, (clip / (norm + GAMMA)).float())
+        return dict.fromkeys(squares, (clip / norm.clamp_min(tiny)).clamp_max(1.0).float())
 
     def of_nobody(self, public: Views) -> Gradients:
         """What the objective asks of the weights themselves, such as a pull to the global model; depends on no data.
@@ -175,6 +177,16 @@ class Make(Protocol):
     def __call__(
         self, network: Network, objective: Objective, terms: Terms, chance: Chance, *, opacus: bool = False
     ) -> PrivateStep: ...
+
+
+def squared(rows: Tensor) -> Tensor:
+    """[count] squared lengths of [count, …], float64: of each row of a weight in float32, of these the sum in float64.
+
+    A float32 sum over millions of numbers would come out too small, and the clip too large.
+    """
+    lines = rows.flatten(2) if rows.ndim > 2 else rows.unsqueeze(1)
+    lengths: Tensor = torch.linalg.vector_norm(lines, dim=-1)
+    return lengths.double().square().sum(dim=1)
 
 
 def with_numbers(scales: Mapping[str, Tensor], each: Gradients) -> dict[str, tuple[Tensor, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import sqrt
 
@@ -42,7 +42,7 @@ class Speaker:
     """What figures are worked out with: the model as it came, and the backbone as it was pretrained."""
 
     model: nn.Module
-    frozen: nn.Module
+    frozen: Callable[[], nn.Module]
     task: Task
     study: Study
     device: torch.device
@@ -52,7 +52,7 @@ class Speaker:
         study, task, device = self.study, self.task, self.device
         if what == "describe/kernel":  # the mean of several vectors of length 1 is shorter, which MMD would not know
             chosen = first_of_each(images) if demand(study).unit == "patient" else images
-            seen = features(self.frozen, chosen, study, device)
+            seen = features(self.frozen(), chosen, study, device)
             return fourier(seen, study.monitoring.kernel_features, SHIFT_SEED), chosen.patients
         if what == "describe/labels":
             return classes(task, images.targets), images.patients

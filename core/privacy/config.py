@@ -41,7 +41,7 @@ class Privacy(Config):
     noise: float | None = Field(default=None, ge=FAINTEST, le=LOUDEST)
     epsilon: float | None = Field(default=None, gt=0.0, le=100.0)
     delta: float = Field(default=1e-5, ge=1e-12, lt=0.1)
-    clip: float = Field(default=1.0, gt=0.0, le=1e6)
+    clip: float = Field(default=1.0, ge=1e-6, le=1e6)
     clipping: Literal["flat", "per_layer", "automatic"] = "flat"
     expected: int = Field(default=16, ge=1)
     pictures: int = Field(default=4, ge=1)

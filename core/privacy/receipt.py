@@ -19,14 +19,15 @@ _HEAD = re.compile(r"[0-9a-f]{64}")
 class Receipt:
     """What a round cost, and where the site's ledger then stood.
 
-    Every epsilon is the largest over patients of the site, at ``delta``.
+    Every epsilon is that of one unit of the study, at ``delta``, and follows from what was released alone. What a
+    patient with several images has spent, or one in several studies, is in the site's ledger and stays there: it would
+    tell of these patients.
 
     Attributes:
-        unit: of which the study clips the gradient.
+        unit: whose epsilon it is: what the study protects.
         adjacency: ``ADJACENCY``.
         round: epsilon of this round's releases alone.
         study: of all releases for this study so far, repeats included.
-        site: of everything that this site ever released.
         mechanism: in words.
         head: digest of the ledger's last entry.
         generator: "simulated" noise comes from the study's seed, and gives no privacy.
@@ -36,7 +37,6 @@ class Receipt:
     delta: float
     round: float
     study: float
-    site: float
     mechanism: str
     head: str
     generator: Generator
@@ -46,10 +46,7 @@ class Receipt:
         """One sentence, unit and adjacency included."""
         if self.generator == "simulated":
             return f"{SIMULATED} (it would be ε = {self.study:.3g} by {self.unit})"
-        return (
-            f"ε = {self.study:.3g} for the study so far and {self.site:.3g} for all that the site released "
-            f"(by {self.unit}, {self.adjacency}, δ = {self.delta:g})"
-        )
+        return f"ε = {self.study:.3g} for the study so far (by {self.unit}, {self.adjacency}, δ = {self.delta:g})"
 
 
 def encode(receipt: Receipt) -> dict[str, Any]:
@@ -60,13 +57,12 @@ def encode(receipt: Receipt) -> dict[str, Any]:
 def decode(document: Mapping[str, Any]) -> Receipt:
     """Raises UpdateError for whatever is no receipt."""
     fields = dict(document)
-    numbers: dict[str, Any] = {name: fields.get(name) for name in ("delta", "round", "study", "site")}
+    numbers: dict[str, Any] = {name: fields.get(name) for name in ("delta", "round", "study")}
     sound = (
         fields.keys() == Receipt.__dataclass_fields__.keys()
         and all(type(value) in (int, float) and math.isfinite(value) for value in numbers.values())
         and 0.0 < numbers["delta"] < 1.0
         and 0.0 <= numbers["round"] <= numbers["study"] * (1 + 1e-6) + 1e-9
-        and numbers["study"] <= numbers["site"] * (1 + 1e-6) + 1e-9
         and fields["unit"] in get_args(Unit)
         and fields["generator"] in get_args(Generator)
         and fields["adjacency"] == ADJACENCY

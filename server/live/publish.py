@@ -26,6 +26,9 @@ def publish(
         StudyError: the study refers to files by a path, which another machine cannot find, or has noise at the server.
     """
     demand_no_audience(study)
+    if study.privacy is not None and study.privacy.generator == "simulated":
+        problem = "noise from a seed hides nobody: every site and whoever reads the study knows it"
+        raise StudyError(problem, where="privacy.generator", remedy='write generator = "system"')
     scheme, _, _ = study.backbone.reference.partition(":")
     if scheme == "file" and not study.backbone.sha256:
         remedy = "write backbone.sha256, so that every site can tell that it has the same file"

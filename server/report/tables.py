@@ -79,7 +79,6 @@ def privacy(evidence: Evidence) -> Table | None:
         (
             name(s.name, SIMULATED if s.privacy["generator"] == "simulated" else ""),
             plain(s.privacy["study"]),
-            plain(s.privacy["site"]),
             Cell(f"{s.privacy['delta']:g}"),
             Cell(str(s.privacy["mechanism"]), number=False),
             Cell(str(s.privacy["head"])[:12], number=False),
@@ -91,7 +90,6 @@ def privacy(evidence: Evidence) -> Table | None:
     head = (
         "Site",
         "ε, this study",
-        "ε, all that the site released",
         "δ",
         "How the last round was noised",
         "Ledger head",

@@ -56,7 +56,7 @@ def exact(study: Study, rng: np.random.Generator, make: Make = PrivateStep) -> N
     privacy = demand(tried)
     terms = Terms(0.0, privacy.clip, privacy.clipping, float(privacy.expected))
     step = make(bench.adapted.network, objective, terms, Keyed(rng.bytes(32)), opacus=privacy.step == "opacus")
-    demand_exact(step, bench.adapted, objective, begun.pool)
+    demand_exact(step, bench.adapted, objective, begun.pool, bench.task)
 
 
 def _summed(bench: Workbench, held: Held, patients: set[str], make: Make) -> Gradients:

@@ -45,7 +45,7 @@ INSTRUCTION = Instruction("s", "r", 1, "n", digest(TENSORS), True, ("val",), Fal
 REPLY = Reply(
     "north", "s", "r", 1, "n", digest(TENSORS), Update("north", 5, TENSORS), STATISTICS, {"train": (5, 4)}, 1.5
 )
-RECEIPT = Receipt("patient", 1e-5, 0.5, 1.0, 2.0, "Gaussian noise", "0" * 64, "system")
+RECEIPT = Receipt("patient", 1e-5, 0.5, 1.0, "Gaussian noise", "0" * 64, "system")
 QUIET = Reply("north", "s", "r", 1, "n", digest(TENSORS), None, {}, {}, 0.0)
 
 Decode = Callable[[bytes], Any]

@@ -22,7 +22,7 @@ from polyclinic.server.report.partial import partial
 from polyclinic.server.summary import summarise
 from tests.server.test_rounds import Fakes, play
 
-GOOD = Receipt("patient", 1e-5, 0.5, 1.5, 2.0, "Gaussian noise", "0" * 64, "system")
+GOOD = Receipt("patient", 1e-5, 0.5, 1.5, "Gaussian noise", "0" * 64, "system")
 
 
 def private(extra: str = "") -> Study:

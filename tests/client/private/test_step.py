@@ -20,6 +20,7 @@ from polyclinic.core.study import Study
 from polyclinic.models.adaptation import Pool
 from polyclinic.models.contracts import Batch, Objective, Views
 from polyclinic.models.network import Adapted, build
+from polyclinic.models.tasks.classification import Classification
 from tests.models.begun import begun
 
 EXACT = ["lora", "rslora", "dora", "pissa", "layernorm", "bitfit", "last_blocks", "full", "probe", "ia3", "vera", "oft"]
@@ -28,6 +29,9 @@ STRATEGY = {"fedsvd": '[strategy]\nmethod = "fedsvd"\n'}
 QUIET = Terms(noise=0.0, clip=0.8, clipping="flat", expected=5.0)
 CLIPPINGS = ["flat", "per_layer", "automatic"]
 WHOSE = torch.tensor([0, 0, 1, 2, 2, 2, 3])
+
+
+TASK = Classification()
 
 
 def keyed(seed: int) -> Chance:
@@ -176,7 +180,7 @@ def test_the_check_passes_what_is_exact_and_stops_what_is_not() -> None:
     adapted = build(made)
     pool = Pool(torch.zeros((4, 1, 32, 32), dtype=torch.uint8), torch.zeros(4, dtype=torch.int64), tuple("abcd"))
     before = adapted.read()
-    demand_exact(PrivateStep(adapted.network, plain(made), QUIET, keyed(0)), adapted, plain(made), pool)
+    demand_exact(PrivateStep(adapted.network, plain(made), QUIET, keyed(0)), adapted, plain(made), pool, TASK)
     assert all(np.array_equal(before[name], array) for name, array in adapted.read().items())
 
     def across(model: torch.nn.Module, batch: Batch) -> Tensor:  # weights are asked for something of the data
@@ -184,7 +188,7 @@ def test_the_check_passes_what_is_exact_and_stops_what_is_not() -> None:
         return plain(made)(model, batch) + batch.pixels.mean() * weights.sum()
 
     with pytest.raises(UpdateError, match="not the one that a patient alone would give"):
-        demand_exact(PrivateStep(adapted.network, across, QUIET, keyed(0)), adapted, across, pool)
+        demand_exact(PrivateStep(adapted.network, across, QUIET, keyed(0)), adapted, across, pool, TASK)
 
 
 def test_a_patient_has_the_first_pictures_and_no_more_and_stays_whole() -> None:
@@ -201,9 +205,55 @@ def test_a_patient_has_the_first_pictures_and_no_more_and_stays_whole() -> None:
     assert sum(one.count for one in made) == 3
 
 
+AUGMENTED = {
+    "augment": "flip = true\nrotate = 90\nbrightness = 0.3\n",
+    "augment_monai": 'policy = "photo"\n',
+}
+
+
+@pytest.mark.parametrize("method", AUGMENTED)
+@given(gone=st.integers(0, 3), colour=st.booleans())
+@settings(max_examples=8, deadline=None)
+def test_one_patient_more_changes_nothing_of_what_chance_does_to_the_others(
+    method: str, gone: int, colour: bool
+) -> None:
+    """Augmentation from one stream for all who are drawn would let a patient move everybody else's gradient."""
+    text = '[study]\nname = "x"\n[data]\nimage_size = 32\n[[adaptation]]\nmethod = "probe"\n'
+    adapted = build(studies.loads(f'{text}[[adaptation]]\nmethod = "{method}"\n{AUGMENTED[method]}'))
+    patients = ("a", "b", "a", "c", "a", "b", "d")
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(0, 256, (7, 3 if colour else 1, 32, 32), generator=generator, dtype=torch.uint8)
+    start = begun(pixels=pixels, targets=torch.zeros(7, dtype=torch.int64), patients=patients)
+    private = Private(QUIET, 0.5, 1, "patient", 3, 3, keyed(0))
+    units = held(start.pool, torch.arange(7), private)
+    less = begun(pixels=pixels[:, :1], targets=start.pool.targets, patients=patients)  # the last in colour is not drawn
+
+    def views(chosen: list[list[int]], began: Any) -> dict[int, Tensor]:
+        made = list(portions(chosen, adapted, began, private, torch.Generator().manual_seed(2)))
+        places = [place for one in made for place in one.places]
+        return dict(zip(places, torch.cat([one.views.pixels for one in made]), strict=True))
+
+    everybody = views(units, start)
+    others = views([unit for i, unit in enumerate(units) if i != gone], start)
+    assert others.keys() == everybody.keys() - set(units[gone])
+    for place, picture in others.items():
+        assert torch.equal(picture, everybody[place])
+    assert next(iter(others.values())).shape[0] == 3
+    assert next(iter(views(units[:1], less).values())).shape[0] == 3
+
+
+def test_no_gradient_is_clipped_too_long_because_its_length_was_summed_in_float32() -> None:
+    adapted = build(study("probe"))
+    step = PrivateStep(adapted.network, plain(study("probe")), QUIET, keyed(0))
+    for rows in (torch.full((2, 1000, 3000), 1e-3), torch.randn((2, 3000, 900), generator=torch.Generator())):
+        (scale,) = step.scales({"weight": rows}).values()
+        released_length = (rows[0].double() * scale[0].double()).square().sum().sqrt()
+        assert 0.99998 * QUIET.clip < float(released_length) <= QUIET.clip
+
+
 def test_what_is_nobodys_has_the_shapes_and_nothing_else() -> None:
     boxes = Pool(torch.zeros((2, 1, 32, 32), dtype=torch.uint8), torch.zeros((2, 5, 5)), ("a", "b"))
-    views = nobodys(boxes, torch.device("cpu"), 3)
+    views = nobodys(boxes, TASK, torch.device("cpu"), 3)
     assert views.pixels.shape == (3, 1, 32, 32)
     assert views.target[:, 0].tolist() == [[0.0, 0.25, 0.25, 0.5, 0.5]] * 3
     assert (views.target[:, 1:] == -1).all()

@@ -25,6 +25,7 @@ KINDS = [
     {"task": "detection", "method": "houlsby"},
     {"task": "multilabel", "more": 'unit = "image"\n'},
     {"task": "multiclass", "knobs": PROX, "training": ""},
+    {"method": "probe", "knobs": '[[adaptation]]\nmethod = "augment"\nflip = true\nrotate = 90.0\n'},
     {"method": "vpt", "more": 'clipping = "per_layer"\n'},
     {"method": "ia3", "more": 'unit = "image"\nclipping = "automatic"\n'},
     {"more": 'step = "opacus"\n', "noise": 0.3},
