@@ -55,7 +55,7 @@ def joined(own: SiteData, more: SiteData) -> tuple[Held, int]:
     targets = np.concatenate([first.targets, second.targets])
     rows = [row for one in (own, more) for row in one.rows if row.split == "train"]
     renamed = tuple(  # so that they stay in this order
-        replace(row, site=own.site, name=f"{i:08d}", patient=patient)
+        replace(row, site=own.site, name=f"{i:08d}", patient=patient, path=Path("/", own.site, f"{i:08d}"))
         for i, (row, patient) in enumerate(zip(rows, patients, strict=True))
     )
     train = Images(np.concatenate(pixels), targets, patients)

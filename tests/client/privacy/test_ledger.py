@@ -7,6 +7,7 @@ import hmac
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -215,15 +216,38 @@ def test_a_receipt_says_what_the_ledger_says_and_never_changes(ledger: Ledger) -
     ledger.reserve(asked(1), [Charge(train, "update", STEP)])
     made = ledger.reserve(asked(2), [Charge(train, "update", STEP), Charge(val, "incoming/val", FIGURE)])
     found = receipt(ledger, made, "patient", DELTA)
-    assert found.round == pytest.approx(epsilon([STEP, FIGURE], DELTA))
-    assert found.study == pytest.approx(epsilon([STEP, STEP, FIGURE], DELTA))
-    assert found.site == pytest.approx(epsilon([STEP] * 3 + [FIGURE], DELTA))
+    # no patient is in two splits; who is in two studies is for the site's own eyes
+    assert found.round == pytest.approx(max(epsilon([STEP], DELTA), epsilon([FIGURE], DELTA)))
+    assert found.study == pytest.approx(max(epsilon([STEP, STEP], DELTA), epsilon([FIGURE], DELTA)))
+    record = ledger.record()
+    assert record.epsilon(record.charged(upto=made.number), DELTA) > found.study
     assert found.head == ledger.head()[1]
     assert "rate 0.032" in found.mechanism
     assert "one figure" not in found.mechanism
     assert "1 figure" in found.mechanism
     ledger.reserve(asked(3), [Charge(train, "update", STEP)])
     assert receipt(ledger, made, "patient", DELTA) == found
+
+
+def test_a_receipt_says_nothing_of_how_many_images_anybody_has_nor_of_who_is_in_two_studies(tmp_path: Path) -> None:
+    told = []
+    for name, images, more in (("few", 1, 0), ("many", 8, 0), ("elsewhere", 1, 40)):
+        ledger = Ledger(tmp_path / name)
+        by_image = replace(STEP, unit="image")
+        own = ledger.cohort({f"patient {i}": images for i in range(80)})
+        ledger.reserve(asked(1, OTHER), [Charge(ledger.cohort(people(80 - more, 120)), "update", STEP)])
+        made = ledger.reserve(asked(1), [Charge(own, "update", by_image)])
+        told.append(replace(receipt(ledger, made, "image", DELTA), head=""))
+        ledger.close()
+    assert told[0] == told[1] == told[2]
+    assert told[0].study == pytest.approx(epsilon([STEP], DELTA))
+
+
+def test_where_a_study_met_two_cohorts_a_receipt_takes_somebody_to_be_in_both(ledger: Ledger) -> None:
+    one, two = ledger.cohort(people(0, 80)), ledger.cohort(people(80, 160))
+    ledger.reserve(asked(1), [Charge(one, "update", STEP)])
+    made = ledger.reserve(asked(2), [Charge(two, "update", STEP)])
+    assert receipt(ledger, made, "patient", DELTA).study == pytest.approx(epsilon([STEP, STEP], DELTA))
 
 
 # --- what is done to it shows ---
