@@ -24,7 +24,6 @@ from polyclinic.core.version import VERSION
 from polyclinic.models import network
 from polyclinic.models.export import load_adapted, write_adapter
 from polyclinic.models.network import plain
-from polyclinic.strategies.mean import MeanStrategy
 from tests.models.test_methods import BEFORE, KNOBS, NO_VIT, TRAINING, frozen
 
 SIDE = 32
@@ -33,6 +32,7 @@ TASKS = {
     "detection": '[task]\nmethod = "detection"\nclasses = ["disc", "square"]\nmost = 4\nmost_detections = 8\n',
 }
 MORE = {"active": 'criterion = "core_set"\nfirst = 6\nper_round = 4'}
+AFTER = {"fedsvd": '[strategy]\nmethod = "fedsvd"\n'}
 SPLITS = {"train": 16, "val": 4, "test": 4}
 
 
@@ -52,7 +52,8 @@ def study_of(task: str, method: str, vit: Path) -> Study:
     return studies.loads(
         f'[study]\nname = "dense"\nseed = 3\n[data]\nimage_size = {SIDE}\ncolour = "grey"\nboxes = "boxes.csv"\n'
         f'[backbone]\nreference = "file:{vit}"\n{TASKS[task]}{first}[[adaptation]]\nmethod = "{method}"\n'
-        f"{MORE.get(method, KNOBS.get(method, ''))}\n[training]\nbatch_size = 8\n{training}[rounds]\ncount = 2\n"
+        f"{MORE.get(method, KNOBS.get(method, ''))}\n[training]\nbatch_size = 8\n{training}"
+        f"[rounds]\ncount = 2\n{AFTER.get(method, '')}"
     )
 
 
@@ -83,7 +84,8 @@ def site(name: str, study: Study, task: str) -> Site:
 
 
 def federated(study: Study, task: str) -> tuple[Workbench, Tensors, Tensors, list[Any]]:
-    bench, strategy = Workbench(study, torch.device("cpu")), MeanStrategy()
+    bench, method = Workbench(study, torch.device("cpu")), study.strategy
+    strategy: Any = method.build()  # type: ignore[attr-defined]
     before, told = frozen(bench), []
     started = state = bench.adapted.read()
     members = [site(name, study, task) for name in ("north", "south")]
