@@ -106,10 +106,7 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     """
     started = time.monotonic()
     study = bench.study
-    site.policy.demand(instruction, study.digest)
-    site.policy.demand_privacy(study)
-    if digest(instruction.tensors) != instruction.base:
-        raise UpdateError("the global state is not the one that the instruction names", where=site.name)
+    demand_allowed(study, site, instruction)
     account, kept = bench.account(site), site.keep.before(instruction.run, instruction.round) or {}
     wanted = asked(study, site.policy, instruction) if study.privacy is not None else set()
     open_ones = {what for what in wanted if enough(site.data, site.policy, what)}
@@ -147,6 +144,14 @@ def respond(bench: Workbench, site: Site, instruction: Instruction) -> Reply:
     if not instruction.fit:
         show(bench, site)
     return reply
+
+
+def demand_allowed(study: Study, site: Site, instruction: Instruction) -> None:
+    """Raises PolicyError for what the site's rules forbid, UpdateError for another state than the instruction names."""
+    site.policy.demand(instruction, study.digest)
+    site.policy.demand_privacy(study)
+    if digest(instruction.tensors) != instruction.base:
+        raise UpdateError("the global state is not the one that the instruction names", where=site.name)
 
 
 def based(base: str, kept: Kept) -> str:
