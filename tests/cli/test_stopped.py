@@ -16,7 +16,7 @@ from polyclinic.core import study as studies
 from polyclinic.simulations.simulate import Options, simulate
 from tests.cli.conftest import COMMAND, Call, Said, environment
 
-ROUNDS = 40
+ROUNDS = 15
 
 
 @pytest.fixture(scope="module")
