@@ -19,10 +19,11 @@ from polyclinic.client.private.step import Portion, PrivateStep, Terms
 from polyclinic.core.errors import EngineError
 from polyclinic.core.memory import peak_mb
 from polyclinic.core.privacy.noise import Keyed
+from polyclinic.models.backbone import Backbone
 from polyclinic.models.backbones import Encoder
 from polyclinic.models.backbones.tokens import tokens
 from polyclinic.models.contracts import Batch, Views
-from polyclinic.models.network import Backbone, Network
+from polyclinic.models.network import Network
 from polyclinic.simulations.bench.figure import Measured
 
 GOAL = 1.0

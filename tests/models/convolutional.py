@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from polyclinic.models.backbone import Backbone
 from polyclinic.models.backbones import Encoder, Seen
 from polyclinic.models.chain import chain
-from polyclinic.models.network import Adapted, Backbone, Network
+from polyclinic.models.network import Adapted, Network
 
 WIDTH = 6
 
