@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyclinic.core import seeds
-from polyclinic.core.privacy import told
+from polyclinic.core.privacy.told import blanks
 from polyclinic.core.statistics.metrics import JUDGED, kind_of
 from polyclinic.core.statistics.monoid import Statistic, Withheld
 from polyclinic.core.study import Study
@@ -24,12 +24,12 @@ def round_record(receiver: Receiver, bytes_down: int, seconds: float) -> Json:
     number = receiver.instruction.round
     # without the calibration errors' bootstrap: it would cost more than all else that the server does
     incoming, fitted = (metrics(receiver, f"{moment}/val") for moment in ("incoming", "fitted"))
-    arrived = receiver.statistics("incoming/val")
+    told = receiver.statistics("incoming/val")
     sites = {
         site: {
             "incoming": incoming[0].get(site),
             "fitted": fitted[0].get(site),
-            "reliability": bins(arrived.get(site)),
+            "reliability": bins(told.get(site)),
             "weight": reply["weight"],
             "seconds": reply["seconds"],
             **({"privacy": reply["privacy"]} if reply["privacy"] else {}),
@@ -42,7 +42,7 @@ def round_record(receiver: Receiver, bytes_down: int, seconds: float) -> Json:
         "bytes_up": receiver.bytes_up,
         "bytes_down": bytes_down,
         "sites": sites,
-        "pooled": {"incoming": incoming[1], "fitted": fitted[1], "reliability": bins(merged(arrived))},
+        "pooled": {"incoming": incoming[1], "fitted": fitted[1], "reliability": bins(merged(told))},
         "worst_site": worst(incoming[0]),
         "excluded": dict(sorted(receiver.excluded.items())),
     }
@@ -85,9 +85,9 @@ def metrics(receiver: Receiver, name: str, seed: int | None = None) -> tuple[dic
     def draws(site: str) -> np.random.Generator | None:
         return None if seed is None else seeds.generator(seed, "intervals", name, site)
 
-    said = receiver.statistics(name)
-    by_site = {site: judged(statistic, draws(site)) for site, statistic in said.items()}
-    together = merged(said)
+    told = receiver.statistics(name)
+    by_site = {site: judged(statistic, draws(site)) for site, statistic in told.items()}
+    together = merged(told)
     return by_site, None if together is None else judged(together, draws("*pooled*"))
 
 
@@ -102,7 +102,7 @@ def untold(study: Study, name: str, images: bool) -> Json:
     """Figures of a site that told nothing under ``name``."""
     task: Any = study.task
     why = "no images" if not images else "the site's policy does not tell it"
-    if images and study.privacy is not None and (name not in told.blanks(study) or not study.privacy.statistics_share):
+    if images and study.privacy is not None and (name not in blanks(study) or not study.privacy.statistics_share):
         why = "not told under privacy"
     return unavailable(why, task.blank(bins=study.monitoring.bins, score_bins=study.monitoring.score_bins).name)
 
@@ -112,9 +112,9 @@ def unavailable(why: str, kind: str) -> Json:
     return {metric.key: {"value": None, "low": None, "high": None, "why": why} for metric in JUDGED[kind].metrics}
 
 
-def merged(said: Mapping[str, Statistic | Withheld]) -> Any:
+def merged(told: Mapping[str, Statistic | Withheld]) -> Any:
     """The sum of what was not withheld; None if nothing was told."""
-    open_ones = [statistic for statistic in said.values() if not isinstance(statistic, Withheld)]
+    open_ones = [statistic for statistic in told.values() if not isinstance(statistic, Withheld)]
     return reduce(add, open_ones) if open_ones else None
 
 

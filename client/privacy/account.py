@@ -58,7 +58,7 @@ class Account:
         """Sets aside what a round's releases cost; before anything of them is worked out.
 
         Args:
-            base: digest of the global state.
+            base: see ``Question``.
             leaving: what will leave, all of it ``due``.
 
         Raises:

@@ -19,7 +19,11 @@ Group = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Question:
-    """What a release answers: the same study, run, round and global state are the same question."""
+    """What a release answers: the same study, run, round and ``base`` are the same question.
+
+    Attributes:
+        base: digest of what an answer is worked out from: the global state and, where there is any, what the site kept.
+    """
 
     study: str
     run: str

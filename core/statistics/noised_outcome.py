@@ -70,16 +70,13 @@ class NoisedOutcome(Noised):
         return sqrt(len(self.cells)) if self.kind == "multilabel" else 1.0
 
     def histogram(self) -> Floats:
-        """[Q, 2, 12] what could have been counted: at least 0, and as many as there are units."""
-        return self._possible(self.sums() * self.scale)
+        """[Q, 2, 12] what could have been counted: at least 0, and as many as there are units.
 
-    def _flat(self, histogram: Floats) -> Floats:
-        """[…, Q', n]: of several classes an image is in one histogram of all, of several labels in one of each."""
-        lead = histogram.shape[:-3]
-        return histogram.reshape(*lead, 1 if self.kind == "multiclass" else len(self.cells), -1)
-
-    def _possible(self, cells: Floats) -> Floats:
-        return nearest(self._flat(cells), float(self.units)).reshape(cells.shape)
+        Of several classes an image is in one histogram of all, of several labels in one of each.
+        """
+        cells = self.sums() * self.scale
+        apart = cells.reshape(1 if self.kind == "multiclass" else len(cells), -1)
+        return nearest(apart, float(self.units)).reshape(cells.shape)
 
 
 def rows(kind: Kind, probabilities: Floats, targets: Ints) -> Floats:

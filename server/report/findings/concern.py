@@ -111,7 +111,7 @@ def prevalences(evidence: Evidence) -> tuple[str, ...]:
 
 def untested(evidence: Evidence) -> tuple[str, ...]:
     """Who could not be tested, and why."""
-    if all(s.shift.mmd2_noise is not None for s in evidence.sites):
+    if evidence.sites and all(s.shift.mmd2_noise is not None for s in evidence.sites):
         return ("No p-value: under privacy too little is told of how features vary within a site.",)
     rows = [f"{s.name} ({s.shift.why or NOT_TOLD})" for s in evidence.sites if s.shift.p_value is None]
     return (f"Not tested: {words.listing(rows)}.",) if rows else ()
