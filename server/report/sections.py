@@ -138,7 +138,7 @@ def history(evidence: Evidence) -> dict[str, Any]:
 def site_panel(metric: Metric, arrived: rounds.Track, own: rounds.Track, limits: tuple[float, float]) -> Panel:
     """One site round by round."""
     reasons = [figure.why for _, figure in arrived.points if figure.why != NOT_TOLD] or [NOT_TOLD]
-    note = "" if arrived.last or not arrived.points else f"No {metric.name}: {reasons[-1]}."
+    note = "" if arrived.last or not arrived.points else f"No {metric.inline}: {reasons[-1]}."
     return Panel(arrived.name, rounds.panel(metric, arrived, own, limits), note)
 
 
